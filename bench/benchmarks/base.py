@@ -1,0 +1,174 @@
+"""What a benchmark is: its settings, and the labelled images it opens to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass as validated
+
+from bench.benchmarks.pixels import Pixels
+from methods.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.benchmarks.pixels import Int64Array, UInt8Array
+
+STRICT = ConfigDict(extra="forbid")
+
+DATA_VARIABLE = "DUALLORA_BENCH_DATA"
+
+
+@validated(frozen=True, config=STRICT)
+class Scale:
+    """How much of a benchmark is run. Images per class: the cap of a side, None = all of them."""
+
+    train_per_class: PositiveInt | None
+    test_per_class: PositiveInt | None
+    epochs: PositiveInt
+    batch_size: PositiveInt
+
+
+@validated(frozen=True, config=STRICT)
+class NoOptions:
+    """The options of a benchmark that has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Labelled images, not decoded yet.
+
+    Attributes:
+        ids: a stable name for each image, the same on every machine: a relative POSIX path, or "train/00123".
+        labels: (n,) int64, the position of the image's class in `Source.classes`.
+        pixels: the n images.
+
+    Raises:
+        UsageError: if the three differ in length, or an id occurs twice.
+    """
+
+    ids: tuple[str, ...]
+    labels: Int64Array
+    pixels: Pixels
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.labels) == len(self.pixels):
+            raise UsageError(
+                f"{len(self.ids)} image names, {len(self.labels)} labels and {len(self.pixels)} images "
+                "do not belong together; a benchmark must open to one of each per image"
+            )
+        if len(set(self.ids)) < len(self.ids):
+            twice = Counter(self.ids).most_common(1)[0][0]
+            raise UsageError(f"two images are named '{twice}'; every image of a side needs its own name")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Int64Array) -> Side:
+        """The images of these rows, in this order."""
+        return Side(tuple(self.ids[row] for row in rows), self.labels[rows], self.pixels.take(rows))
+
+    def decode(self, size: int) -> UInt8Array:
+        """All images as (n, size, size, 3) uint8; see `Pixels.decode` for errors."""
+        return self.pixels.decode(size)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An opened benchmark: class names, training side, test side.
+
+    Raises:
+        UsageError: if a class has no image on one of the sides.
+    """
+
+    classes: tuple[str, ...]
+    train: Side
+    test: Side
+
+    def __post_init__(self) -> None:
+        for side, images in (("training", self.train), ("test", self.test)):
+            present = {int(label) for label in images.labels}
+            if absent := [name for label, name in enumerate(self.classes) if label not in present]:
+                raise UsageError(
+                    f"{len(absent)} of {len(self.classes)} classes have no {side} image: {first(absent)}; "
+                    f"give each class at least one {side} image, or remove the class"
+                )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of every image's name, class and stored bytes, whichever side it is on.
+
+        Computed when first asked for: it reads each file once, as bytes, and decodes none.
+        """
+        total = hashlib.sha256()
+        for line in sorted(self._lines(self.train) + self._lines(self.test)):
+            total.update(line.encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
+
+    def _lines(self, side: Side) -> list[str]:
+        rows = zip(side.ids, side.labels, side.pixels.digests(), strict=True)
+        return [f"{name}\0{self.classes[label]}\0{digest}\n" for name, label, digest in rows]
+
+
+O = TypeVar("O")  # noqa: E741
+
+
+class Benchmark(ABC, Generic[O]):
+    """A data set with its defaults. A subclass fills in the class attributes, `locate` and `open`.
+
+    Attributes:
+        name: set by `@register`.
+        default_tasks: number of experiences without `--tasks`.
+        image_size: side of the network's input in pixels, without `--image-size`.
+        eval_crop: share of a stored square's side that the central crop of the test images keeps.
+        augmentation: of the training images, without `--set`: "flip", "crop-flip", or "none" where a mirror
+            image is not the same class.
+        backbone: the default backbone's tag; None for the harness' own default.
+        scales: the settings of `--scale`, by name: smoke, quick, full.
+        Options: frozen pydantic dataclass of what `--benchmarks name:key=value+key=value` may set.
+    """
+
+    name: ClassVar[str]
+    default_tasks: ClassVar[int]
+    image_size: ClassVar[int]
+    eval_crop: ClassVar[float] = 1.0
+    augmentation: ClassVar[str] = "flip"
+    backbone: ClassVar[str | None] = None
+    scales: ClassVar[Mapping[str, Scale]]
+    Options: ClassVar[type[Any]] = NoOptions
+
+    def __init__(self, options: O) -> None:
+        self.options = options
+
+    @abstractmethod
+    def locate(self, roots: Sequence[Path]) -> Path | None:
+        """Where the data lie on this machine, or None. Looks at names only; imports neither numpy nor torch."""
+
+    @abstractmethod
+    def open(self, roots: Sequence[Path]) -> Source:
+        """The labelled images; data that can be downloaded are, into the first root.
+
+        Raises:
+            MissingError: the data are not here and could not be fetched.
+            UsageError: the data are not what they should be.
+        """
+
+
+def data_roots(explicit: Path | None) -> tuple[Path, ...]:
+    """Where data are looked for, in order: `--data-root`, DUALLORA_BENCH_DATA, ~/.cache/duallora-bench."""
+    variable = os.environ.get(DATA_VARIABLE)
+    asked = [explicit, Path(variable) if variable else None, Path("~/.cache/duallora-bench")]
+    return tuple(dict.fromkeys(path.expanduser().absolute() for path in asked if path is not None))
+
+
+def first(names: Sequence[str], limit: int = 5) -> str:
+    """The first few names for an error message, and how many there are beyond."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,50 @@
+"""scikit-learn's 1,797 handwritten digits, 8x8 pixels, 10 classes; embedded, nothing to download.
+
+The test set is a stratified fifth, chosen by the rank of names (`splits.hold_out`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.benchmarks.base import Benchmark, NoOptions, Scale, Side, Source
+from bench.benchmarks.pixels import ArrayPixels
+from bench.benchmarks.splits import HELD_OUT, divide, hold_out
+from methods.registry import register
+
+DARKEST = 16  # the images count strokes in 4x4 cells: 0 to 16
+
+
+@register("digits")
+class Digits(Benchmark[NoOptions]):
+    """Grey values 0..16 become 0..255; images stay 8x8 and are enlarged in batches, on the model's device."""
+
+    default_tasks = 5
+    image_size = 32
+    augmentation = "none"
+    backbone = "micro_vit_patch4_32.cifar100"
+    scales = {  # noqa: RUF012
+        "smoke": Scale(train_per_class=12, test_per_class=6, epochs=1, batch_size=16),
+        "quick": Scale(train_per_class=None, test_per_class=None, epochs=3, batch_size=32),
+        "full": Scale(train_per_class=None, test_per_class=None, epochs=3, batch_size=32),
+    }
+
+    def locate(self, roots: Sequence[Path]) -> Path | None:
+        """The file inside scikit-learn, which is not imported for it."""
+        package = importlib.util.find_spec("sklearn")
+        if package is None or package.origin is None:
+            return None
+        file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        return file if file.is_file() else None
+
+    def open(self, roots: Sequence[Path]) -> Source:
+        import numpy as np
+        from sklearn.datasets import load_digits
+
+        values, labels = load_digits(return_X_y=True)
+        grey = np.rint(values * (255 / DARKEST)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        ids = tuple(f"{row:04d}" for row in range(len(labels)))
+        pool = Side(ids, labels.astype(np.int64), ArrayPixels(np.repeat(grey, 3, axis=3)))
+        return divide(tuple("0123456789"), pool, hold_out(pool.labels, pool.ids, HELD_OUT))

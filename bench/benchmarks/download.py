@@ -1,0 +1,185 @@
+"""Archives: found in a data root or downloaded, checked, unpacked. Downloads resume; nothing is half there."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from methods.errors import MissingError, UsageError
+
+TIMEOUT = 5.0  # seconds without an answer or without a byte
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published tar file.
+
+    Attributes:
+        what: the data set's name, for messages.
+        md5: published checksum of the file, in hexadecimal.
+        folder: the top-level folder it holds.
+    """
+
+    what: str
+    url: str
+    md5: str
+    folder: str
+
+    @property
+    def file(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def find_folder(archive: Archive, roots: Sequence[Path]) -> Path | None:
+    """The unpacked folder in the first root that has it, else the archive file, else None."""
+    folders = (root / archive.folder for root in roots)
+    files = (root / archive.file for root in roots)
+    found = (path for path in folders if path.is_dir())
+    return next(found, next((path for path in files if path.is_file()), None))
+
+
+def obtain(archive: Archive, roots: Sequence[Path]) -> Path:
+    """The unpacked folder: found, else unpacked from an archive that lies in a root, else downloaded.
+
+    What is downloaded or unpacked goes to the first root.
+
+    Raises:
+        MissingError: not here and not to be downloaded; says where it was looked for and what to do.
+        UsageError: the archive is not the published one, or cannot be unpacked.
+    """
+    found = find_folder(archive, roots)
+    if found is not None and found.is_dir():
+        return found
+    if found is not None:
+        _verify(found, archive.md5)
+    else:
+        found = _downloaded(archive, roots)
+    folder = roots[0] / archive.folder
+    extract(found, folder)
+    return folder
+
+
+def _downloaded(archive: Archive, roots: Sequence[Path]) -> Path:
+    try:
+        return fetch(archive.url, roots[0] / archive.file, archive.md5)
+    except MissingError as error:
+        raise MissingError(
+            f"{archive.what} is not here: looked for {archive.folder}/ and {archive.file} in "
+            f"{', '.join(map(str, roots))}. {error}"
+        ) from error
+
+
+def fetch(url: str, dest: Path, md5: str) -> Path:
+    """Download `url` to `dest`; a transfer that was cut off is resumed from `<dest>.part`.
+
+    Raises:
+        MissingError: no connection, or one that broke off; says how to put the file there by hand.
+        UsageError: what arrived has another checksum (it is removed), or nothing can be written there.
+    """
+    part = dest.with_name(dest.name + ".part")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise UsageError(
+            f"{dest.parent} cannot be written to ({error.strerror}); give another --data-root"
+        ) from error
+    try:
+        _transfer(url, part)
+    except (OSError, http.client.HTTPException) as error:
+        raise MissingError(
+            f"Downloading {url} failed ({getattr(error, 'reason', error)}). With a network, run this again: it "
+            f"resumes. Without, download it elsewhere (md5 {md5}) and put it here: {dest}"
+        ) from error
+    _verify(part, md5, remove=True)
+    return part.replace(dest)
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Append to `part` what it lacks of `url`. Raises OSError or HTTPException if it is not whole afterwards."""
+    have = part.stat().st_size
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # nothing is lacking
+        raise
+    with response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with part.open("ab" if have else "wb") as file:
+            for block in _with_progress(_blocks(response), part.stem, have, total):
+                file.write(block)
+    if total is not None and part.stat().st_size < total:
+        raise ConnectionError(f"the connection broke off after {part.stat().st_size:,} of {total:,} bytes")
+
+
+def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    while block := stream.read(BLOCK):
+        yield block
+
+
+def _with_progress(blocks: Iterator[bytes], name: str, have: int, total: int | None) -> Iterator[bytes]:
+    """The blocks, and on a terminal a bar that follows them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
+        bar = progress.add_task(f"downloading {name}", completed=have, total=total)
+        for block in blocks:
+            yield block
+            progress.advance(bar, len(block))
+
+
+def md5_of(path: Path) -> str:
+    """md5 of a file in hexadecimal: the checksum the archives are published with."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _verify(path: Path, md5: str, *, remove: bool = False) -> None:
+    if (got := md5_of(path)) == md5:
+        return
+    if remove:
+        path.unlink()
+    done = "it was removed, run this again" if remove else "remove it and it is downloaded again"
+    raise UsageError(f"{path} has md5 {got} instead of {md5}: it is damaged or another file; {done}")
+
+
+def extract(archive: Path, dest: Path) -> None:
+    """Unpack a tar file whose top-level folder is called as `dest` is; `dest` appears when it is complete.
+
+    Raises:
+        UsageError: a member that would leave the folder, a damaged file, another top-level folder, no space.
+    """
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=dest.parent, prefix=".unpacking-") as temporary:
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter="data")
+            unpacked = Path(temporary, dest.name)
+            if not unpacked.is_dir():
+                raise UsageError(f"{archive} holds no folder '{dest.name}'; it is another archive, remove it")
+            unpacked.rename(dest)
+    except tarfile.FilterError as error:
+        raise UsageError(
+            f"{archive} is refused, a member would leave its folder: {error}; remove it"
+        ) from error
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{archive} cannot be unpacked into {dest.parent}: {error}") from error

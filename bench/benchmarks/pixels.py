@@ -1,0 +1,264 @@
+"""Where a side's images come from: an array in memory, or image files with a cache of decoded squares."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from methods.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    UInt8Array = NDArray[np.uint8]
+    Int64Array = NDArray[np.int64]
+
+DECODER = "exif-rgb-bicubic-fit 1"
+CHUNK = 256  # images decoded ahead of the writer: bounds the memory a slow disk can pile up
+
+
+class Pixels(Protocol):
+    """n images, in order."""
+
+    @property
+    def native_size(self) -> int | None:
+        """Side in pixels at which all images are stored; None if they are files of any size."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Int64Array) -> Pixels:
+        """The images of these rows, in this order. Decodes nothing."""
+
+    def digests(self) -> list[str]:
+        """sha256 of each image as it is stored, in hexadecimal. Decodes nothing."""
+
+    def decode(self, size: int) -> UInt8Array:
+        """(n, size, size, 3) uint8.
+
+        Raises:
+            UsageError: naming every image that cannot be decoded.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayPixels:
+    """Images in memory: (n, s, s, 3) uint8."""
+
+    images: UInt8Array
+
+    @property
+    def native_size(self) -> int:
+        return int(self.images.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: Int64Array) -> ArrayPixels:
+        return ArrayPixels(self.images[rows])
+
+    def digests(self) -> list[str]:
+        return [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images]
+
+    def decode(self, size: int) -> UInt8Array:
+        """At another size than the native one, each image is resampled (bicubic, antialiased)."""
+        if size == self.native_size:
+            return self.images
+        return _resized(self.images, size)
+
+
+def _resized(images: UInt8Array, size: int) -> UInt8Array:
+    import numpy as np
+    from PIL import Image
+
+    resized = np.empty((len(images), size, size, 3), np.uint8)
+    for row, image in enumerate(images):
+        resized[row] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return resized
+
+
+@dataclass(frozen=True, eq=False)
+class FilePixels:
+    """Image files of any size. Decoded squares are kept in `<cache>/<key>.npy` and memory-mapped.
+
+    The key is made of the files' content, the size and the decoder, so that a file that was exchanged
+    is never answered from the cache. The array is mapped copy-on-write: writing to it changes no file.
+    """
+
+    paths: tuple[Path, ...]
+    cache: Path
+
+    @property
+    def native_size(self) -> None:
+        return None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Int64Array) -> FilePixels:
+        return FilePixels(tuple(self.paths[row] for row in rows), self.cache)
+
+    def digests(self) -> list[str]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(file_sha256, self.paths))
+
+    def decode(self, size: int) -> UInt8Array:
+        shape = (len(self.paths), size, size, 3)
+        cached = self.cache / f"{_cache_key(self.digests(), size)}.npy"
+        found = _read_cache(cached, shape)
+        if found is not None:
+            return found
+        try:
+            _write_cache(cached, shape, decoded(self.paths, size))
+        except OSError as error:
+            warnings.warn(
+                f"decoded images cannot be kept in {self.cache} ({error}): they stay in memory and are decoded "
+                "again by the next run; free or allow writing there, or give another --data-root",
+                stacklevel=2,
+            )
+            return _in_memory(shape, decoded(self.paths, size))
+        written = _read_cache(cached, shape)
+        assert written is not None, "a cache file that was just written can be read"
+        return written
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes; a file is read again only if its size or time of change differ.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        stat = path.stat()
+        return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); restore it or remove it") from error
+
+
+@cache
+def _file_sha256(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def square(path: Path, size: int) -> UInt8Array:
+    """One image file as (size, size, 3) uint8 RGB: upright, short side = `size`, central square.
+
+    Bicubic and antialiased. Transparency is dropped, as torchvision's loader does.
+
+    Raises:
+        ValueError: for more than 8 bits a channel, which a conversion to RGB would clip.
+        OSError and others of `UNREADABLE`: if it is no whole image.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode}: more than 8 bits a channel; convert it to 8 bits")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+
+
+def decoded(paths: Sequence[Path], size: int) -> Iterator[UInt8Array]:
+    """Each file's square in order, decoded by a pool of threads.
+
+    Raises:
+        UsageError: at the end, naming the files that cannot be decoded (each yields nothing).
+    """
+    broken: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start : start + CHUNK]
+            for path, result in zip(chunk, pool.map(_attempt(size), chunk), strict=True):
+                if isinstance(result, str):
+                    broken.append(f"{path} ({result})")
+                else:
+                    yield result
+    if broken:
+        listed = "\n  ".join(broken[:10])
+        raise UsageError(
+            f"{len(broken)} of {len(paths)} images cannot be decoded; repair or remove them"
+            f"{' (the first 10 are listed)' if len(broken) > 10 else ''}:\n  {listed}"
+        )
+
+
+def _attempt(size: int) -> Callable[[Path], UInt8Array | str]:
+    from PIL import Image
+
+    unreadable = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+    def attempt(path: Path) -> UInt8Array | str:
+        try:
+            return square(path, size)
+        except (*unreadable, Image.DecompressionBombError) as error:
+            # Pillow's sentence for a file it does not know repeats the path
+            return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+
+    return attempt
+
+
+def _cache_key(digests: list[str], size: int) -> str:
+    import PIL
+
+    text = "\n".join([DECODER, PIL.__version__, str(size), *digests])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_cache(path: Path, shape: tuple[int, ...]) -> UInt8Array | None:
+    """The mapped array, or None if the file is absent or is not a whole array of this shape."""
+    import numpy as np
+
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
+        return None
+    whole = array.offset + array.nbytes == path.stat().st_size
+    return array if whole and array.flags.c_contiguous else None
+
+
+def _write_cache(path: Path, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:
+    """Write to a temporary file beside `path`, then rename: another process sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".decoding-", suffix=".npy")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _write_array(file, shape, images)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_array(file: BinaryIO, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:
+    import numpy as np
+
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for image in images:
+        file.write(image.tobytes())
+
+
+def _in_memory(shape: tuple[int, ...], images: Iterator[UInt8Array]) -> UInt8Array:
+    import numpy as np
+
+    array = np.empty(shape, np.uint8)
+    row = 0
+    for row, image in enumerate(images, start=1):
+        array[row - 1] = image
+    assert row == len(array), "every image was decoded"
+    return array

@@ -1,0 +1,223 @@
+"""Who is trained on, who is tested on, in which order: pure functions, the same on every machine.
+
+No generator of random numbers chooses an image: images are ranked by the sha256 of their names, so a
+split depends neither on the order in which files are listed nor on a library's version.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from bench.benchmarks.base import Scale, Side, Source, first
+from methods.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from bench.benchmarks.pixels import Int64Array
+
+TestSide = Literal["test", "validation"]
+
+HELD_OUT = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One seed's cut of a source.
+
+    Attributes:
+        class_order: original class numbers in the order learnt.
+        task_sizes: number of classes of each experience.
+        train_rows: (n,) int64, sorted row numbers of `source.train`.
+        test_rows: (m,) int64, sorted row numbers of `source.test`, or of `source.train` on validation.
+        test_side: what `test_rows` counts in.
+        sha256: hash of the (name, class number) pairs of both sides; order and tasks do not enter.
+    """
+
+    class_order: tuple[int, ...]
+    task_sizes: tuple[int, ...]
+    train_rows: Int64Array
+    test_rows: Int64Array
+    test_side: TestSide
+    sha256: str
+
+
+def class_order(n_classes: int, seed: int) -> tuple[int, ...]:
+    """CODA-Prompt's rule: seed 0 keeps the classes as they are, any other shuffles with Python's `random`.
+
+    >>> class_order(100, 1)[:5]
+    (53, 37, 65, 51, 4)
+    """
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; give 0 (classes in their own order) or a positive number")
+    order = list(range(n_classes))
+    if seed > 0:
+        random.Random(seed).shuffle(order)
+    return tuple(order)
+
+
+def task_sizes(n_classes: int, tasks: int) -> tuple[int, ...]:
+    """Number of classes of each task: sizes differ by at most one, the larger come first, none is dropped.
+
+    >>> task_sizes(10, 4)
+    (3, 3, 2, 2)
+    """
+    if not 1 <= tasks <= n_classes:
+        raise UsageError(
+            f"{tasks} tasks cannot be cut from {n_classes} classes; give --tasks between 1 and {n_classes}"
+        )
+    small, larger = divmod(n_classes, tasks)
+    return (small + 1,) * larger + (small,) * (tasks - larger)
+
+
+def stratified(labels: Int64Array, ids: Sequence[str], per_class: int | None) -> Int64Array:
+    """Sorted rows of the first `per_class` images of each class by rank of name; None takes all."""
+    return _joined([rows[:per_class] for rows in _ranked(labels, ids)])
+
+
+def hold_out(labels: Int64Array, ids: Sequence[str], fraction: float) -> tuple[Int64Array, Int64Array]:
+    """Sorted rows (kept, held out): about `fraction` of each class is held out.
+
+    A class of n images gives the whole number below or above n·fraction, such that all classes together
+    give round(N·fraction); and always at least one and at most n - 1.
+
+    Raises:
+        UsageError: if a class has a single image.
+    """
+    ranked = _ranked(labels, ids)
+    for rows in ranked:
+        if len(rows) == 1:
+            raise UsageError(
+                f"the class of '{ids[int(rows[0])]}' has one image, and it takes two to train on one and to "
+                "test on another; add images to this class or remove it"
+            )
+    shares = _shares([len(rows) for rows in ranked], Fraction(fraction).limit_denominator(1000))
+    held = [rows[:share] for rows, share in zip(ranked, shares, strict=True)]
+    kept = [rows[share:] for rows, share in zip(ranked, shares, strict=True)]
+    return _joined(kept), _joined(held)
+
+
+def _shares(counts: list[int], fraction: Fraction) -> list[int]:
+    """Largest remainders: each class its whole share, what is left to round(N·fraction) to the nearest ones."""
+    exact = [count * fraction for count in counts]
+    left = round(sum(counts) * fraction) - sum(int(share) for share in exact)
+    by_remainder = sorted(range(len(exact)), key=lambda i: (int(exact[i]) - exact[i], i))
+    extra = set(by_remainder[:left])
+    return [
+        min(max(int(share) + (i in extra), 1), count - 1)
+        for i, (share, count) in enumerate(zip(exact, counts, strict=True))
+    ]
+
+
+def _ranked(labels: Int64Array, ids: Sequence[str]) -> list[Int64Array]:
+    """Rows of each class that occurs, by class number, each in the order of its names' sha256."""
+    import numpy as np
+
+    keys = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in ids]
+    order = np.array(sorted(range(len(ids)), key=keys.__getitem__), np.int64)
+    return [order[labels[order] == label] for label in np.unique(labels)]
+
+
+def _joined(groups: list[Int64Array]) -> Int64Array:
+    import numpy as np
+
+    return np.sort(np.concatenate([np.empty(0, np.int64), *groups]))
+
+
+def make_split(source: Source, *, tasks: int, seed: int, scale: Scale, eval_on: TestSide) -> Split:
+    """Cut a source for one seed. On validation, a fifth of each training class is held out first and the
+    test side is not looked at; then the scale's caps apply to both sides.
+
+    Raises:
+        UsageError: for more tasks than classes, a negative seed, or a class too small to hold out from.
+    """
+    pool = source.test if eval_on == "test" else source.train
+    if eval_on == "test":
+        train, test = _all_rows(source.train), _all_rows(pool)
+    else:
+        train, test = hold_out(pool.labels, pool.ids, HELD_OUT)
+    train = _capped(source.train, train, scale.train_per_class)
+    test = _capped(pool, test, scale.test_per_class)
+    return Split(
+        class_order=class_order(len(source.classes), seed),
+        task_sizes=task_sizes(len(source.classes), tasks),
+        train_rows=train,
+        test_rows=test,
+        test_side=eval_on,
+        sha256=_split_sha256((source.train, train), (pool, test)),
+    )
+
+
+def _all_rows(side: Side) -> Int64Array:
+    import numpy as np
+
+    return np.arange(len(side), dtype=np.int64)
+
+
+def _capped(side: Side, rows: Int64Array, per_class: int | None) -> Int64Array:
+    return rows[stratified(side.labels[rows], [side.ids[row] for row in rows], per_class)]
+
+
+def _split_sha256(*sides: tuple[Side, Int64Array]) -> str:
+    total = hashlib.sha256()
+    for word, (side, rows) in zip(("train", "test"), sides, strict=True):
+        for name, label in sorted((side.ids[row], int(side.labels[row])) for row in rows):
+            total.update(f"{word}\0{name}\0{label}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def divide(classes: tuple[str, ...], pool: Side, rows: tuple[Int64Array, Int64Array]) -> Source:
+    """A source whose training and test side are the given rows of one pool of images."""
+    return Source(classes, pool.take(rows[0]), pool.take(rows[1]))
+
+
+def listed(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Array]:
+    """Sorted rows (train, test) by an external list: CSV, header `split,id`, rows `train,<id>` or `test,<id>`.
+
+    Images that the list does not name are left out.
+
+    Raises:
+        MissingError: if there is no such file.
+        UsageError: for another header or side, a name that is unknown, or one that is listed twice.
+    """
+    import numpy as np
+
+    entries = _read_list(path)
+    row_of = {name: row for row, name in enumerate(ids)}
+    if strange := [name for _, name in entries if name not in row_of]:
+        raise UsageError(
+            f"{path} lists {len(strange)} images that this benchmark does not have: {first(strange)}; its "
+            f"images are named like '{ids[0]}'"
+        )
+    if twice := [name for name, count in Counter(name for _, name in entries).items() if count > 1]:
+        raise UsageError(
+            f"{path} lists {len(twice)} images more than once: {first(twice)}; keep one row of each"
+        )
+    train, test = (
+        sorted(row_of[name] for side, name in entries if side == word) for word in ("train", "test")
+    )
+    return np.array(train, np.int64), np.array(test, np.int64)
+
+
+def _read_list(path: Path) -> list[tuple[str, str]]:
+    try:
+        with path.expanduser().open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except OSError as error:
+        raise MissingError(
+            f"the split list {path} cannot be read ({error.strerror}); give its path"
+        ) from error
+    if not rows or rows[0] != ["split", "id"]:
+        raise UsageError(
+            f"{path} must begin with the line 'split,id', not '{','.join(rows[0]) if rows else ''}'"
+        )
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != 2 or row[0] not in ("train", "test"):
+            raise UsageError(f"{path}, row {number}: '{','.join(row)}' must be 'train,<id>' or 'test,<id>'")
+    return [(side, name) for side, name in rows[1:]]

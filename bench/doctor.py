@@ -1,0 +1,74 @@
+"""What this machine can run, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bench.backbone import DEFAULT_BACKBONE, MICRO_NAME, MICRO_WEIGHTS, micro_card, resolve, sha256_of
+from bench.benchmarks import BENCHMARKS
+from bench.benchmarks.base import data_roots
+from bench.listing import Listed, listing
+from bench.manifest import PACKAGES, device_name, git_state
+from methods.errors import MissingError
+
+
+def examine() -> Iterator[str]:
+    """The findings, a line each."""
+    yield from _software()
+    yield from _hardware()
+    yield from _weights()
+    yield from _data()
+
+
+def _software() -> Iterator[str]:
+    yield f"python {platform.python_version()}"
+    for package in PACKAGES:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            yield f"{package} is MISSING; install this project with: pip install -e ."
+    commit, dirty = git_state()
+    state = (
+        "not a git checkout" if commit is None else f"commit {commit[:12]}{', with changes' if dirty else ''}"
+    )
+    yield f"code: {state}"
+
+
+def _hardware() -> Iterator[str]:
+    import torch
+
+    yield f"{device_name('cpu')}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        yield f"{device_name('cuda')}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    else:
+        yield "no CUDA device: runs are on the CPU; see digits, or --scale quick with a ViT-Tiny"
+
+
+def _weights() -> Iterator[str]:
+    same = sha256_of(MICRO_WEIGHTS) == micro_card()["sha256"]
+    yield f"backbone {MICRO_NAME}: packaged, {'intact' if same else 'DAMAGED: reinstall this project'}"
+    for root in data_roots(None):
+        for path in sorted((root / "weights").glob("*.safetensors")):
+            yield f"weights file {path}: use it with --weights and the matching --backbone"
+    try:
+        yield f"backbone {DEFAULT_BACKBONE}: {resolve(DEFAULT_BACKBONE, None, data_roots(None)).weights}"
+    except MissingError as error:
+        yield f"backbone {DEFAULT_BACKBONE} is MISSING: {error}"
+
+
+def _data() -> Iterator[str]:
+    yield f"data are looked for in: {', '.join(map(str, data_roots(None)))}"
+    for item in listing():
+        if item.kind == "benchmark":
+            yield _about(item)
+
+
+def _about(item: Listed) -> str:
+    where = f"benchmark {item.name}: {item.data}"
+    if Path(item.data or "").exists() or item.data == "needs an option":
+        return where
+    return f"{where}; running it downloads the data where a network exists ({BENCHMARKS[item.name].summary})"

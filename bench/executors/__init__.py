@@ -1,0 +1,1 @@
+"""How cells are spread over a machine: a file an executor."""

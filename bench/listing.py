@@ -1,0 +1,59 @@
+"""What is registered, and whether its data are on this machine. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.benchmarks import BENCHMARKS
+from bench.benchmarks.base import data_roots
+from methods.errors import UsageError
+from methods.registry import METHODS, Entry
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the list. `data` is null for a method; else where the data are, or that they are not."""
+
+    kind: str
+    name: str
+    summary: str
+    data: str | None = None
+
+
+def listing() -> list[Listed]:
+    """All methods, then all benchmarks."""
+    roots = data_roots(None)
+    methods = [Listed("method", e.name, e.summary) for e in METHODS.values()]
+    return methods + [Listed("benchmark", e.name, e.summary, _data(e, roots)) for e in BENCHMARKS.values()]
+
+
+def _data(entry: Entry, roots: Sequence[Path]) -> str:
+    cls = entry.load()
+    try:
+        found = cls(cls.Options()).locate(roots)
+    except (UsageError, ValueError, TypeError):
+        return "needs an option"
+    return str(found) if found else "not on this machine"
+
+
+def as_json(listed: Sequence[Listed]) -> str:
+    """For programs: a list of objects."""
+    return json.dumps([asdict(item) for item in listed], indent=2)
+
+
+def as_text(listed: Sequence[Listed]) -> str:
+    """For people: a line each."""
+    width = max(len(item.name) for item in listed)
+    lines = []
+    for kind in ("method", "benchmark"):
+        lines += [f"{kind}s"]
+        lines += [_line(item, width) for item in listed if item.kind == kind]
+    return "\n".join(lines)
+
+
+def _line(item: Listed, width: int) -> str:
+    data = f"\n  {'':{width}}  data: {item.data}" if item.data else ""
+    return f"  {item.name:{width}}  {item.summary}{data}"

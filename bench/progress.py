@@ -1,0 +1,27 @@
+"""What a running cell tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Where a cell stands. Counts start at 1; `loss` and `images_per_second` are of the last step told."""
+
+    activity: str
+    experience: int
+    experiences: int
+    epoch: int = 0
+    epochs: int = 0
+    share: float = 0.0
+    loss: float | None = None
+    images_per_second: float | None = None
+
+
+Observe = Callable[[Tick], None]
+
+
+def silent(tick: Tick) -> None:
+    """Watch nothing."""

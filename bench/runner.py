@@ -1,0 +1,231 @@
+"""One cell, from its configuration to its record."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bench import backbone, record
+from bench.manifest import manifest_of, now
+from bench.metrics import accuracy_matrix, compute_all
+from bench.plan import Places, Planned, find_backbone, open_benchmark, open_source
+from bench.progress import Observe, Tick
+from bench.spec import Cell
+
+if TYPE_CHECKING:
+    from bench.strategy import Strategy
+
+EVAL_BATCH = 128
+TICK_SECONDS = 0.2
+
+
+@dataclass
+class Outcome:
+    """What a cell has measured so far; an experience adds one entry to each list."""
+
+    counts: list[int] = field(default_factory=list)
+    correct: list[list[int | None]] = field(default_factory=list)
+    train_seconds: list[float] = field(default_factory=list)
+    eval_seconds: list[float | None] = field(default_factory=list)
+    trainable: list[int] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
+    deployed: list[int] = field(default_factory=list)
+
+
+def run_cell(planned: Planned, places: Places, command: str | None, observe: Observe) -> record.Record:
+    """Run a cell and return its record, whatever happens; a cell's fault stays the cell's.
+
+    KeyboardInterrupt alone is passed on, once the record of the interrupted cell is on disk.
+    """
+    started = now()
+    if planned.missing is not None:
+        return _finish(planned.cell, places, command, started, "skipped", planned.missing)
+    try:
+        outcome = learn(planned.cell, places, observe)
+    except KeyboardInterrupt:
+        _finish(planned.cell, places, command, started, "interrupted", "stopped by Ctrl-C")
+        raise
+    except Exception as error:  # the boundary of a cell: the rest of the grid goes on
+        status = _status_of(error)
+        made = _finish(planned.cell, places, command, started, status, _reason(error))
+        (places.results / planned.cell.id / "traceback.txt").write_text(traceback.format_exc())
+        return made
+    return _finish(planned.cell, places, command, started, "done", None, outcome)
+
+
+def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
+    """Train and evaluate, experience by experience.
+
+    The heavy imports are here and in what is called from here: listing and reporting need none of them.
+    """
+    from bench.benchmarks.loading import load_arrays
+    from bench.rng import seed_everything
+    from bench.stream import experiences, union
+
+    benchmark = open_benchmark(cell.benchmark.name, cell.benchmark.frozen_options)
+    source = open_source(cell.benchmark.name, cell.benchmark.frozen_options, places.roots)
+    split = _split(cell, source, benchmark)
+    arrays = load_arrays(source, split, cell.protocol.image_size, benchmark.eval_crop)
+    seed_everything(cell.seed)
+    strategy, method = assemble(cell, places, benchmark.eval_crop, observe)
+    outcome = Outcome(counts=_counts(arrays.test_y, split.task_sizes))
+    stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
+    for task, experience in enumerate(stream):
+        outcome.train_seconds.append(_timed(strategy, lambda e=experience: strategy.train(e)))
+        _count_parameters(outcome, strategy, method)
+        if method.waits_for_all and task < len(stream) - 1:
+            outcome.eval_seconds.append(None)
+            outcome.correct.append([None] * len(stream))
+            continue
+        observe(Tick("evaluating", task + 1, len(stream)))
+        seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
+        outcome.eval_seconds.append(_timed(strategy, lambda e=seen: strategy.eval([e])))
+        outcome.correct.append(_row(strategy, split.task_sizes, task))
+    return outcome
+
+
+def _split(cell: Cell, source: Any, benchmark: Any) -> Any:
+    from bench.benchmarks.splits import make_split
+
+    scale = benchmark.scales[cell.scale]
+    split = make_split(source, tasks=cell.tasks, seed=cell.seed, scale=scale, eval_on=cell.eval_on)
+    assert split.sha256 == cell.split_sha256, "the data changed between planning and running"
+    return split
+
+
+def assemble(cell: Cell, places: Places, eval_crop: float, observe: Observe) -> tuple[Strategy, Any]:
+    """The strategy of a cell, with its backbone, its method and its data pipeline plugged in."""
+    import torch
+
+    from bench.batches import AUGMENTATIONS, Pipeline, clean
+    from bench.rng import generator, seed_everything
+    from bench.strategy import SCHEDULES, FiniteLoss, Predictions, Schedule, Strategy, Watch
+    from methods.registry import METHODS
+
+    protocol, device = cell.protocol, torch.device(cell.device)
+    found = find_backbone(protocol.backbone, places.weights, places.roots)
+    model = backbone.build(found, protocol.image_size).to(device)
+    seed_everything(cell.seed)
+    method = METHODS[cell.method.name].load()(head_init=protocol.head_init, **cell.method.options)
+    unit = protocol.normalisation == "unit"
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if unit else (found.mean, found.std)
+    pipeline = Pipeline(protocol.image_size, eval_crop, mean, std, device)
+    augment = AUGMENTATIONS[protocol.augmentation]
+    strategy = Strategy(
+        model=model,
+        optimizer=method.make_optimizer(model.parameters()),
+        train_collate=augment(pipeline, generator(cell.seed, "augmentation")),
+        eval_collate=clean(pipeline),
+        order=generator(cell.seed, "data order"),
+        precision=protocol.precision,
+        train_mb_size=protocol.batch_size,
+        train_epochs=protocol.epochs,
+        eval_mb_size=EVAL_BATCH,
+        device=device,
+        plugins=[
+            method,
+            Schedule(SCHEDULES[protocol.schedule]),
+            FiniteLoss(),
+            Predictions(),
+            Watch(observe, cell.tasks, TICK_SECONDS),
+        ],
+    )
+    return strategy, method
+
+
+def _timed(strategy: Strategy, work: Any) -> float:
+    """Seconds of `work`, the device's queue included."""
+    import torch
+
+    start = time.perf_counter()
+    work()
+    if strategy.device.type == "cuda":
+        torch.cuda.synchronize(strategy.device)
+    return time.perf_counter() - start
+
+
+def _counts(labels: Any, task_sizes: Sequence[int]) -> list[int]:
+    from bench.stream import rows_by_task
+
+    return [len(rows) for rows in rows_by_task(labels.tolist(), task_sizes)]
+
+
+def _row(strategy: Strategy, task_sizes: Sequence[int], task: int) -> list[int | None]:
+    """Correct predictions of each task's test images after `task`; null for tasks still to come."""
+    from bench.stream import rows_by_task
+
+    predicted, true = strategy.predictions()
+    hits = (predicted == true).tolist()
+    rows = rows_by_task(true.tolist(), task_sizes)
+    return [sum(hits[row] for row in rows[j]) if j <= task else None for j in range(len(task_sizes))]
+
+
+def _count_parameters(outcome: Outcome, strategy: Strategy, method: Any) -> None:
+    groups = strategy.optimizer.param_groups
+    outcome.trainable.append(sum(p.numel() for group in groups for p in group["params"]))
+    outcome.stored.append(_elements(method.state()))
+    outcome.deployed.append(_elements(strategy.model.state_dict()))
+
+
+def _elements(state: Mapping[str, Any]) -> int:
+    return sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+
+
+def _status_of(error: Exception) -> record.Status:
+    import torch
+
+    from bench.strategy import DivergedError
+
+    if isinstance(error, DivergedError):
+        return "diverged"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "oom"
+    return "failed"
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _finish(
+    cell: Cell,
+    places: Places,
+    command: str | None,
+    started: str,
+    status: record.Status,
+    reason: str | None,
+    outcome: Outcome | None = None,
+) -> record.Record:
+    made = record.Record(
+        schema=record.SCHEMA,
+        status=status,
+        reason=reason,
+        method=cell.method.label,
+        benchmark=cell.benchmark.label,
+        seed=cell.seed,
+        tasks=cell.tasks,
+        config=cell.model_dump(mode="json"),
+        class_order=cell.class_order,
+        correct=outcome and outcome.correct,
+        counts=outcome and outcome.counts,
+        accuracy_matrix=outcome and accuracy_matrix(outcome.correct, outcome.counts),
+        metrics=outcome and compute_all(outcome.correct, outcome.counts),
+        cost=_cost(outcome) if outcome else None,
+        manifest=manifest_of(cell, places, command, started),
+    )
+    record.write(made, places.results / cell.id)
+    return made
+
+
+def _cost(outcome: Outcome) -> record.Cost:
+    return record.Cost(
+        train_seconds=outcome.train_seconds,
+        eval_seconds=outcome.eval_seconds,
+        parameters=record.Parameters(
+            trainable=outcome.trainable, stored=outcome.stored, deployed=outcome.deployed
+        ),
+    )

@@ -1,0 +1,272 @@
+"""What is run: the settings of a command, the protocol, the cell. Frozen, validated, light to import."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from methods.errors import UsageError, unknown
+
+ScaleName = Literal["smoke", "quick", "full"]
+EvalOn = Literal["test", "validation"]
+Device = Literal["cpu", "cuda"]
+Rerun = Literal["missing", "failed", "all"]
+
+PROTOCOLS = ("common", "paper")
+EXECUTORS = ("serial",)
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, and no field that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Protocol(Frozen):
+    """What is held equal between methods. Under "paper" a method's published recipe may differ."""
+
+    name: Literal["common", "paper"] = "common"
+    backbone: str = Field(description="full timm tag")
+    image_size: int = Field(gt=0, description="side of the input, pixels")
+    epochs: int = Field(gt=0, description="passes over an experience's images")
+    batch_size: int = Field(gt=0, description="training images a step")
+    normalisation: Literal["backbone", "unit"] = Field(
+        "backbone", description="the backbone's own mean and std, or [0, 1] as the papers' code has it"
+    )
+    augmentation: Literal["none", "flip", "crop-flip"] = Field("flip", description="see bench.batches")
+    schedule: Literal["cosine", "coda", "constant"] = Field("cosine", description="see bench.strategy")
+    head_init: Literal["zero", "default"] = Field("zero", description="how a classifier's new rows start")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")
+
+
+#: What the code of CODA-Prompt and InfLoRA does, where it differs from the common protocol
+#: (specification of the methods: sections 0.2, 0.3, 0.7 of their sources' summary in docs/protocols.md).
+PAPER: Mapping[str, Any] = {
+    "name": "paper",
+    "normalisation": "unit",
+    "augmentation": "crop-flip",
+    "schedule": "coda",
+    "head_init": "default",
+}
+
+
+class Choice(Frozen):
+    """A method or a benchmark as the command names it: `name[:key=value+key=value]`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """The row's name: options that were set are part of it, because they make another row."""
+        return label_of(self.name, self.options)
+
+
+class Settings(Frozen):
+    """One command: which cells to run, and how."""
+
+    methods: tuple[Choice, ...] = Field(min_length=1)
+    benchmarks: tuple[Choice, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    tasks: int | None = Field(None, ge=1)
+    scale: ScaleName = "full"
+    protocol: Literal["common", "paper"] = "common"
+    protocol_options: dict[str, Any] = {}
+    backbone: str | None = None
+    weights: str | None = None
+    image_size: int | None = Field(None, gt=0)
+    data_root: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    executor: Literal["serial"] = "serial"
+    workers: int = Field(1, ge=1, le=1)
+    results: Path = Path("results")
+    eval_on: EvalOn = "test"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    rerun: Rerun = "missing"
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds are distinct integers from 0")
+        return seeds
+
+
+class Component(Frozen):
+    """A method or benchmark with every option resolved."""
+
+    name: str
+    label: str
+    options: dict[str, Any]
+
+    @property
+    def frozen_options(self) -> tuple[tuple[str, Any], ...]:
+        """The options as a key for caches."""
+        return tuple(sorted((k, _hashable(v)) for k, v in self.options.items()))
+
+
+class Cell(Frozen):
+    """One (method, benchmark, seed) under one protocol, resolved whole: the unit of work."""
+
+    method: Component
+    benchmark: Component
+    seed: int
+    scale: ScaleName
+    eval_on: EvalOn
+    device: Device
+    tasks: int
+    task_sizes: tuple[int, ...] | None
+    class_order: tuple[int, ...] | None
+    split_sha256: str | None = Field(description="null only in a cell that is skipped for want of data")
+    backbone_sha256: str | None
+    protocol: Protocol
+
+    @property
+    def id(self) -> str:
+        """Folder name: readable, and ending in a hash of everything but the labels."""
+        content = self.model_dump(mode="json")
+        for part in ("method", "benchmark"):
+            content[part].pop("label")
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        names = f"{self.method.label}-{self.benchmark.label}-s{self.seed}"
+        return f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', names)[:80]}-{digest[:12]}"
+
+    def without_data(self) -> Cell:
+        """This cell as it is recorded while its data or weights are missing."""
+        return self.model_copy(
+            update={"split_sha256": None, "backbone_sha256": None, "task_sizes": None, "class_order": None}
+        )
+
+
+def label_of(name: str, options: Mapping[str, Any]) -> str:
+    """`name`, or `name:key=value+key=value` with the keys sorted."""
+    parts = "+".join(f"{k}={_text(v)}" for k, v in sorted(options.items()))
+    return f"{name}:{parts}" if parts else name
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def parse_choice(text: str) -> Choice:
+    """`duallora:gate=none+rank=8` -> Choice("duallora", {"gate": "none", "rank": 8})."""
+    name, colon, rest = text.strip().partition(":")
+    if not name or (colon and not rest):
+        raise UsageError(f"cannot read '{text}'; legal: name or name:option=value+option=value")
+    return Choice(name=name, options=dict(parse_assignment(part) for part in rest.split("+") if part))
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`rank=8` -> ("rank", 8). A value is read as TOML where it is TOML, else as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"cannot read '{text}'; legal: option=value")
+    return key.strip(), parse_value(value.strip())
+
+
+def parse_value(text: str) -> Any:
+    """A number, true/false, a quoted text or a list as TOML writes them; anything else is the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = ()) -> Settings:
+    """Validate the values of the command line and of the config file.
+
+    Args:
+        values: fields of `Settings`; `methods` and `benchmarks` as texts.
+        sets: dotted options, ("duallora.rank", 8); the first part names a method or a benchmark of this
+            command, or "protocol".
+
+    Raises:
+        UsageError: for an unknown field, a value of the wrong type, an option of something not in the grid.
+    """
+    for name in values:
+        if name not in Settings.model_fields:
+            raise unknown("setting", name, [*Settings.model_fields, "set"])
+    given = dict(values)
+    for field in ("methods", "benchmarks"):
+        given[field] = _distinct_choices(field, [parse_choice(text) for text in given.get(field, ())])
+    for dotted, value in sets:
+        _apply(given, dotted, value)
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        raise UsageError("; ".join(sentence(e) for e in error.errors())) from None
+
+
+def _distinct_choices(field: str, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    labels = [choice.label for choice in choices]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UsageError(f"{field}: {', '.join(twice)} given twice; name each once")
+    return tuple(choices)
+
+
+def _apply(given: dict[str, Any], dotted: str, value: Any) -> None:
+    owner, dot, option = dotted.partition(".")
+    if not dot or not option:
+        raise UsageError(f"cannot read '--set {dotted}'; legal: owner.option=value, such as finetune.rank=4")
+    if owner == "protocol":
+        given["protocol_options"] = {**given.get("protocol_options", {}), option: value}
+        return
+    names = {choice.name for field in ("methods", "benchmarks") for choice in given[field]}
+    if owner not in names:
+        raise unknown("owner of --set, which must be in this grid:", owner, [*names, "protocol"])
+    for field in ("methods", "benchmarks"):
+        given[field] = tuple(_with_option(choice, owner, option, value) for choice in given[field])
+
+
+def _with_option(choice: Choice, owner: str, option: str, value: Any) -> Choice:
+    """The option, unless the variant sets it itself: what is written nearer wins."""
+    if choice.name != owner:
+        return choice
+    return choice.model_copy(update={"options": {option: value, **choice.options}})
+
+
+def sentence(error: Any) -> str:
+    """One of pydantic's errors as: field, what was received, what is legal."""
+    field = ".".join(str(part) for part in error["loc"])
+    return f"{field}: {error['msg'].lower()}, got {error['input']!r}"
+
+
+def make_protocol(values: Mapping[str, Any]) -> Protocol:
+    """Validate a protocol's fields.
+
+    Raises:
+        UsageError: for an unknown field or an illegal value.
+    """
+    for name in values:
+        if name not in Protocol.model_fields:
+            raise unknown("option of the protocol", name, Protocol.model_fields)
+    try:
+        return Protocol.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError("; ".join("protocol." + sentence(e) for e in error.errors())) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A config file: the long options of `run` as keys, a table [set] for dotted options.
+
+    Raises:
+        UsageError: if the file is missing or not TOML (with the line).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the config file '{path}': {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the config file '{path}' is not valid TOML: {error}") from None

@@ -1,0 +1,1 @@
+"""Continual-learning methods as Avalanche plugins. One file a method; see `methods.registry`."""

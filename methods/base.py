@@ -1,0 +1,183 @@
+"""What every method shares: how a plugin takes hold of a ViT, of the optimiser and of the loss.
+
+A method is an Avalanche `SupervisedPlugin` that is complete in itself. At the first experience it
+freezes the model, opens the seams and replaces the classifier (`attach`). At every experience it adds
+a head for the new classes and its own parts (`grow`), makes the trainable parameters the whole content
+of the optimiser, with fresh state, and restricts the loss to the current classes. Afterwards
+`model(x)` in eval mode is the whole inference, over all classes seen, without a task id.
+
+A new method subclasses `Method`, sets `Hyper`, and overrides what it needs of `adapt`, `grow`,
+`begin`, `end`; its extra loss goes into Avalanche's `before_backward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.errors import UsageError
+from methods.head import ClassHead, HeadInit, only
+from methods.hyper import Hyper, make_hyper
+from methods.vit import open_seams
+
+
+class Method(SupervisedPlugin):  # type: ignore[misc]
+    """Base of all methods.
+
+    Args:
+        head_init: how new heads start; "zero" is this project's choice for all methods alike.
+        **hyper: hyper-parameters by name; what is left out has the default of `Hyper`.
+
+    Raises:
+        UsageError: for a hyper-parameter that does not exist or has no legal value.
+    """
+
+    name: ClassVar[str]
+    Hyper: ClassVar[type[Hyper]] = Hyper
+    #: True where nothing is learnt before the last experience, so nothing is evaluated before.
+    waits_for_all: ClassVar[bool] = False
+    #: The published recipe: fields of the protocol that `--protocol paper` sets for this method.
+    paper: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, *, head_init: HeadInit = "zero", **hyper: Any) -> None:
+        super().__init__()
+        self.hyper: Any = make_hyper(getattr(self, "name", type(self).__name__), self.Hyper, hyper)
+        self.head_init = head_init
+        self.model: VisionTransformer | None = None
+        self.current: tuple[int, ...] = ()
+
+    # ---- what a method overrides -------------------------------------------------------------
+
+    def adapt(self, model: VisionTransformer) -> None:
+        """Plug into the frozen model; called once, before the first experience."""
+
+    def grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:
+        """Add the parts an experience needs, structure only: also called when a state is restored."""
+
+    def begin(self, strategy: Any) -> None:
+        """Prepare for the experience; the head and the parts exist, the optimiser is not set yet."""
+
+    def end(self, strategy: Any) -> None:
+        """Consolidate after the experience."""
+
+    def promised(self, task: int) -> Iterable[str]:
+        """Names in the model's state that never change once experience `task` (from 0) is over."""
+        return (f"head.tasks.{task}.weight", f"head.tasks.{task}.bias")
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The method's own optimiser."""
+        return torch.optim.Adam(parameters, lr=self.hyper.lr)
+
+    # ---- Avalanche's callbacks ---------------------------------------------------------------
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if self.model is not strategy.model:
+            self.attach(strategy.model)
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        assert self.model is not None
+        self.current = tuple(sorted(strategy.experience.classes_in_this_experience))
+        self._grow(self.model, self.current)
+        self.model.to(strategy.device)
+        self.begin(strategy)
+        claim(strategy.optimizer, trainable(self.model))
+
+    def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        strategy.mb_output = only(strategy.mb_output, self.current)
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        assert self.model is not None
+        self.end(strategy)
+        self.model.head.tasks[-1].requires_grad_(False)
+
+    # ---- structure and state -----------------------------------------------------------------
+
+    def attach(self, model: VisionTransformer) -> None:
+        """Freeze `model`, open its seams, replace its classifier and plug in.
+
+        Raises:
+            UsageError: if the model is no timm ViT, or was already adapted by another method.
+        """
+        if isinstance(getattr(model, "head", None), ClassHead):
+            raise UsageError("the model already carries a method's classifier; start from a fresh one")
+        open_seams(model)
+        model.requires_grad_(False)
+        self.backbone_names = {n for n in model.state_dict() if not n.startswith("head.")}
+        model.head = ClassHead(model.num_features, self.head_init)
+        self.adapt(model)
+        self.model = model
+
+    def _grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:
+        model.head.grow(classes)
+        self.grow(model, classes)
+
+    def owns(self, name: str) -> bool:
+        """Whether the tensor `name` of the model's state belongs to the method, not to the backbone."""
+        return name not in self.backbone_names
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything learnt so far, by its name in the model; the backbone is not in it."""
+        assert self.model is not None
+        return {n: t.detach().clone() for n, t in self.model.state_dict().items() if self.owns(n)}
+
+    def restore(self, model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
+        """Make a fresh `model` what `state` was taken from: the same logits, bit for bit.
+
+        Raises:
+            UsageError: if the state was taken from another method or another backbone.
+        """
+        self.attach(model)
+        task = 0
+        while f"head.tasks.{task}.classes" in state:
+            self._grow(model, state[f"head.tasks.{task}.classes"].tolist())
+            task += 1
+        expected = {n for n in model.state_dict() if self.owns(n)}
+        if expected != set(state):
+            odd = sorted(expected ^ set(state))[:3]
+            raise UsageError(f"the state does not fit {self.name} on this backbone; they differ in {odd}")
+        model.load_state_dict(dict(state), strict=False)
+        model.requires_grad_(False)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn in the current experience."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def claim(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Make `parameters` the whole content of `optimizer`, with its first learning rate and no memory.
+
+    In place, because a scheduler made for this optimiser must keep its handle, and because momentum
+    left from an earlier experience moves parameters that get no gradient any more.
+    """
+    settings = {**optimizer.param_groups[0], **optimizer.defaults}
+    optimizer.state.clear()
+    optimizer.param_groups[:] = [{**settings, "params": list(parameters)}]
+
+
+def autocast_of(strategy: Any) -> AbstractContextManager[Any]:
+    """The strategy's mixed-precision context where it has one (Avalanche's own have none)."""
+    make = getattr(strategy, "autocast", nullcontext)
+    context: AbstractContextManager[Any] = make()
+    return context
+
+
+def clean_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The experience's training images as an evaluation sees them: in order, not augmented.
+
+    Yields (images, labels) batches on the strategy's device. The strategy's own training loader and
+    its random streams are left as they were.
+    """
+    kept = strategy.adapted_dataset, strategy.dataloader
+    strategy.adapted_dataset = strategy.adapted_dataset.eval()
+    strategy.make_eval_dataloader()
+    loader = strategy.dataloader
+    strategy.adapted_dataset, strategy.dataloader = kept
+    for x, y, *_ in loader:
+        yield x.to(strategy.device), y.to(strategy.device)

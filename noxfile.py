@@ -1,0 +1,81 @@
+"""The project's commands. One environment serves them all: torch alone takes six gigabytes.
+
+nox -s bench -- [options of `python -m bench run`]    run a grid, then write its report
+nox -s tests -- [options of pytest]                   the test suite
+nox -s lint typecheck                                 ruff, mypy
+nox -s perf                                           how much slower the harness is than a bare loop
+"""
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "typecheck", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+BIN = Path(".nox", "env", "Scripts" if os.name == "nt" else "bin")
+PYTHON = str(BIN / "python")
+STAMP = Path(".nox", "env", "installed")
+
+
+@nox.session
+def env(session: nox.Session) -> None:
+    """Install the project and its tools, unless they are there already."""
+    wanted = hashlib.sha256(Path("pyproject.toml").read_bytes()).hexdigest()
+    if STAMP.exists() and STAMP.read_text() == wanted:
+        return
+    session.install("--upgrade", "pip")
+    session.install("-e", ".[dev]")
+    STAMP.write_text(wanted)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def bench(session: nox.Session) -> None:
+    """Run a grid and write its report."""
+    code = subprocess.call([PYTHON, "-m", "bench", "run", *session.posargs])
+    if code == 2:
+        session.error("the grid was not run")
+    if not {"--dry-run", "--help", "-h"} & set(session.posargs):
+        session.run(
+            PYTHON, "-m", "bench", "report", "--results", results_folder(session.posargs), external=True
+        )
+    if code:
+        session.error("some cells are not done")
+
+
+def results_folder(arguments: list[str]) -> str:
+    """The value of --results, as `run` understands it."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--results="):
+            return argument.partition("=")[2]
+        if argument == "--results" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return "results"
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def tests(session: nox.Session) -> None:
+    """Run the test suite."""
+    session.run(PYTHON, "-m", "pytest", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def lint(session: nox.Session) -> None:
+    """Check format and style."""
+    session.run(PYTHON, "-m", "ruff", "format", "--check", ".", external=True)
+    session.run(PYTHON, "-m", "ruff", "check", ".", external=True)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def typecheck(session: nox.Session) -> None:
+    """Check types, strictly."""
+    session.run(PYTHON, "-m", "mypy", external=True)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def perf(session: nox.Session) -> None:
+    """Measure the harness against a bare torch loop."""
+    session.run(PYTHON, "scripts/perf.py", *session.posargs, external=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from methods.errors import MissingError, UsageError, unknown
 
@@ -26,6 +27,8 @@ MICRO_WEIGHTS = Path(__file__).parent / "weights" / f"{MICRO_NAME}.safetensors"
 PRETRAINED_ON = {MICRO_NAME: ("cifar100",)}
 
 RANDOM = "random"
+HUB_FILE = "model.safetensors"
+HUB_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def resolve(tag: str, weights: str | None, roots: Sequence[Path]) -> Backbone:
     Args:
         tag: a full timm tag, or `MICRO_NAME`.
         weights: a file, "random", or None to look for them.
-        roots: data roots; `<root>/weights/<tag>.safetensors` is looked for in each.
+        roots: data roots; `<root>/weights/<tag>.safetensors` is looked for in each, then the model hub.
 
     Raises:
         UsageError: for an unknown or ambiguous tag, or a weights file that is not one.
@@ -67,7 +70,7 @@ def resolve(tag: str, weights: str | None, roots: Sequence[Path]) -> Backbone:
     mean, std = _normalisation(tag)
     if weights == RANDOM:
         return Backbone(tag, None, RANDOM, mean, std)
-    path = _weights_file(tag, weights, roots)
+    path = local_weights(tag, weights, roots) or _download(tag, roots)
     return Backbone(tag, path, sha256_of(path), mean, std)
 
 
@@ -121,7 +124,12 @@ def _timm_config(tag: str) -> Any:
     return timm.get_pretrained_cfg(tag)
 
 
-def _weights_file(tag: str, weights: str | None, roots: Sequence[Path]) -> Path:
+def local_weights(tag: str, weights: str | None, roots: Sequence[Path]) -> Path | None:
+    """The weights file on this machine: `weights` itself, the packaged one, in a data root, in the hub's cache.
+
+    Raises:
+        MissingError: if `weights` is given and is no file.
+    """
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
@@ -131,21 +139,34 @@ def _weights_file(tag: str, weights: str | None, roots: Sequence[Path]) -> Path:
         return path
     if tag == MICRO_NAME:
         return MICRO_WEIGHTS
-    local = [root / "weights" / f"{tag}.safetensors" for root in roots]
-    return next((path for path in local if path.is_file()), None) or _download(tag, local)
+    found = (path for path in _places(tag, roots) if path.is_file())
+    return next(found, None) or _in_hub_cache(tag)
 
 
-def _download(tag: str, tried: Sequence[Path]) -> Path:
-    from huggingface_hub import hf_hub_download
+def _places(tag: str, roots: Sequence[Path]) -> list[Path]:
+    return [root / "weights" / f"{tag}.safetensors" for root in roots]
+
+
+def _in_hub_cache(tag: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(_timm_config(tag).hf_hub_id, HUB_FILE)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _download(tag: str, roots: Sequence[Path]) -> Path:
+    from huggingface_hub import constants, hf_hub_download
 
     repository = _timm_config(tag).hf_hub_id
     try:
-        return Path(hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:  # the hub's client raises some twenty unrelated types when offline
+        # The hub's client retries for half a minute where there is no network; ask first.
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+        return Path(hf_hub_download(repository, HUB_FILE))
+    except Exception as error:  # the client raises some twenty unrelated types
         raise MissingError(
-            f"no weights for {tag}: not at {', '.join(map(str, tried))}, and the download from the model hub "
-            f"failed ({type(error).__name__}). Put timm's safetensors file there, or give --weights FILE "
-            f"(on a machine with a network: huggingface-cli download {repository} model.safetensors)"
+            f"no weights for {tag}: not at {', '.join(map(str, _places(tag, roots)))}, and the download from "
+            f"the model hub failed ({type(error).__name__}). Put timm's safetensors file there, or give "
+            f"--weights FILE; where there is a network: hf download {repository} {HUB_FILE}"
         ) from None
 
 

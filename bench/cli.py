@@ -160,7 +160,8 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     console = Console()
     planned = plan(settings, skip_missing=options.skip_missing)
-    todo = list(unfinished(planned, _statuses(settings.results, planned), settings.rerun))
+    before = {} if settings.rerun == "all" else _statuses(settings.results, planned)
+    todo = list(unfinished(planned, before, settings.rerun))
     if options.dry_run:
         return _show_plan(console, planned, todo)
     console.print(f"{len(planned)} cells: {len(planned) - len(todo)} done before, {len(todo)} to run")
@@ -296,9 +297,8 @@ def _conclude(console: Console, results: Path, planned: Sequence[Planned]) -> in
 
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Render the records of a folder."""
-    from reports.report import write_report
-
     from bench.record import read_all
+    from reports.report import write_report
 
     records = read_all(options.results)
     path = write_report(records, options.out or options.results / "report")

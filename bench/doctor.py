@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bench.backbone import DEFAULT_BACKBONE, MICRO_NAME, MICRO_WEIGHTS, micro_card, resolve, sha256_of
+from bench.backbone import DEFAULT_BACKBONE, MICRO_NAME, MICRO_WEIGHTS, local_weights, micro_card, sha256_of
 from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import data_roots
 from bench.listing import Listed, listing
 from bench.manifest import PACKAGES, device_name, git_state
-from methods.errors import MissingError
 
 
 def examine() -> Iterator[str]:
@@ -54,10 +53,9 @@ def _weights() -> Iterator[str]:
     for root in data_roots(None):
         for path in sorted((root / "weights").glob("*.safetensors")):
             yield f"weights file {path}: use it with --weights and the matching --backbone"
-    try:
-        yield f"backbone {DEFAULT_BACKBONE}: {resolve(DEFAULT_BACKBONE, None, data_roots(None)).weights}"
-    except MissingError as error:
-        yield f"backbone {DEFAULT_BACKBONE} is MISSING: {error}"
+    found = local_weights(DEFAULT_BACKBONE, None, data_roots(None))
+    missing = "not on this machine; the first run that needs it downloads it where a network exists"
+    yield f"backbone {DEFAULT_BACKBONE}: {found or missing}"
 
 
 def _data() -> Iterator[str]:

@@ -44,7 +44,8 @@ def manifest_of(cell: Cell, places: Places, command: str | None, started: str) -
 def _data_sha256(cell: Cell, places: Places) -> str | None:
     if cell.split_sha256 is None:
         return None
-    return open_source(cell.benchmark.name, cell.benchmark.frozen_options, places.roots).sha256
+    source = open_source(cell.benchmark.name, cell.benchmark.frozen_options, places.roots)
+    return source.sha256 if cell.eval_on == "test" else source.train_sha256
 
 
 def _warnings(cell: Cell, places: Places) -> list[str]:

@@ -107,7 +107,7 @@ def _component(choice: Choice, resolved: Any) -> Component:
 
 
 def _defaults(cls: type[Any]) -> dict[str, Any]:
-    fields: Mapping[str, Any] = cls.__pydantic_fields__  # type: ignore[attr-defined]
+    fields: Mapping[str, Any] = cls.__pydantic_fields__
     return {name: field.get_default() for name, field in fields.items() if not field.is_required()}
 
 

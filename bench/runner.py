@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from bench.spec import Cell
 if TYPE_CHECKING:
     from bench.strategy import Strategy
 
+TRACEBACK_NAME = "traceback.txt"
 EVAL_BATCH = 128
 TICK_SECONDS = 0.2
 
@@ -41,6 +43,7 @@ def run_cell(planned: Planned, places: Places, command: str | None, observe: Obs
     KeyboardInterrupt alone is passed on, once the record of the interrupted cell is on disk.
     """
     started = now()
+    (places.results / planned.cell.id / TRACEBACK_NAME).unlink(missing_ok=True)
     if planned.missing is not None:
         return _finish(planned.cell, places, command, started, "skipped", planned.missing)
     try:
@@ -51,7 +54,7 @@ def run_cell(planned: Planned, places: Places, command: str | None, observe: Obs
     except Exception as error:  # the boundary of a cell: the rest of the grid goes on
         status = _status_of(error)
         made = _finish(planned.cell, places, command, started, status, _reason(error))
-        (places.results / planned.cell.id / "traceback.txt").write_text(traceback.format_exc())
+        (places.results / planned.cell.id / TRACEBACK_NAME).write_text(traceback.format_exc())
         return made
     return _finish(planned.cell, places, command, started, "done", None, outcome)
 
@@ -218,6 +221,8 @@ def _finish(
         manifest=manifest_of(cell, places, command, started),
     )
     record.write(made, places.results / cell.id)
+    if status != "skipped":  # what it was recorded as while its data were missing is out of date
+        shutil.rmtree(places.results / cell.without_data().id, ignore_errors=True)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -40,7 +41,9 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         precision: str,
         **settings: Any,
     ) -> None:
-        super().__init__(evaluator=None, **settings)
+        with warnings.catch_warnings():  # Avalanche's metrics and loggers are not used, on purpose
+            warnings.filterwarnings("ignore", message="No loggers specified")
+            super().__init__(evaluator=None, **settings)
         self.train_collate, self.eval_collate = train_collate, eval_collate
         self.order, self.precision = order, precision
 
@@ -58,11 +61,11 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
     def forward(self) -> Tensor:
         with self.autocast():
             logits = self.model(self.mb_x)
-        return logits.float()
+        return logits.float()  # type: ignore[no-any-return]
 
     def make_optimizer(self, **kwargs: Any) -> None:
         # A method decides what is in its optimiser; Avalanche would add the frozen parameters.
-        self.optimized_param_id = {}
+        self.optimized_param_id: dict[str, Tensor] = {}
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         self.dataloader = DataLoader(
@@ -75,7 +78,10 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         self.dataloader = DataLoader(
-            self.adapted_dataset, batch_size=self.eval_mb_size, collate_fn=self.eval_collate
+            self.adapted_dataset,
+            batch_size=self.eval_mb_size,
+            collate_fn=self.eval_collate,
+            generator=torch.Generator(),  # without one, a loader draws from the global generator
         )
 
 
@@ -133,9 +139,10 @@ class FiniteLoss(SupervisedPlugin):  # type: ignore[misc]
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         loss = strategy.loss.item()
         if not math.isfinite(loss):
+            clock = strategy.clock
             raise DivergedError(
-                f"the loss became {loss} in experience {strategy.clock.train_exp_counter}, "
-                f"epoch {strategy.clock.train_exp_epochs}, step {strategy.clock.train_epoch_iterations}; "
+                f"the loss became {loss} in experience {clock.train_exp_counter + 1}, "
+                f"epoch {clock.train_exp_epochs + 1}, step {clock.train_epoch_iterations + 1}; "
                 "a lower learning rate may help"
             )
 

@@ -20,6 +20,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from methods.errors import UsageError
 from methods.head import ClassHead, HeadInit, only
@@ -171,13 +172,15 @@ def autocast_of(strategy: Any) -> AbstractContextManager[Any]:
 def clean_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The experience's training images as an evaluation sees them: in order, not augmented.
 
-    Yields (images, labels) batches on the strategy's device. The strategy's own training loader and
-    its random streams are left as they were.
+    Yields (images, labels) batches on the strategy's device. Neither the strategy's own loader nor any
+    random stream is touched: a pass for statistics leaves training as it would have been.
     """
-    kept = strategy.adapted_dataset, strategy.dataloader
-    strategy.adapted_dataset = strategy.adapted_dataset.eval()
-    strategy.make_eval_dataloader()
-    loader = strategy.dataloader
-    strategy.adapted_dataset, strategy.dataloader = kept
+    images = strategy.adapted_dataset.eval()
+    loader = DataLoader(
+        images,
+        batch_size=strategy.eval_mb_size,
+        collate_fn=getattr(strategy, "eval_collate", None) or getattr(images, "collate_fn", None),
+        generator=torch.Generator(),  # without one, a loader draws from the global generator
+    )
     for x, y, *_ in loader:
         yield x.to(strategy.device), y.to(strategy.device)

@@ -15,7 +15,7 @@ M >= N keys where a plug adds prefixes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, VisionTransformer
@@ -64,18 +64,18 @@ class SeamAttention(Attention):  # type: ignore[misc]
         """(B, N, D) -> (B, N, D)."""
         plug = self.plug
         if plug is None:
-            return super().forward(x, *args, **kwargs)
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         if any(a is not None for a in args) or any(kwargs.values()):
             raise UsageError("a plugged attention takes no mask; a plain vision transformer passes none")
         q, k, v = plug.project(x, *self.qkv(x).chunk(3, dim=-1))
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.view(*t.shape[:2], self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
         q, k, v = plug.attend(x, self.q_norm(q), self.k_norm(k), v)
         dropout = self.attn_drop.p if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         out = out.transpose(1, 2).flatten(2)
         if hasattr(self, "norm"):
             out = self.norm(out)
-        return self.proj_drop(self.proj(out))
+        return self.proj_drop(self.proj(out))  # type: ignore[no-any-return]
 
 
 def open_seams(vit: VisionTransformer) -> list[SeamAttention]:
@@ -100,8 +100,9 @@ def _open(attention: nn.Module) -> SeamAttention:
         )
     # A change of class, not a wrapper: parameter names, hooks and isinstance checks stay as they were.
     attention.__class__ = SeamAttention
-    attention.plug = None
-    return attention
+    opened = cast(SeamAttention, attention)
+    opened.plug = None
+    return opened
 
 
 def embed(vit: VisionTransformer, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Train the packaged micro ViT on CIFAR-100 and write its weights and its card.
+"""Train the packaged micro ViT on CIFAR-100 and write its weights.
 
     python scripts/train_micro_vit.py --data-root ~/.cache/duallora-bench --out bench/weights
+    python scripts/micro_vit_card.py --data-root ~/.cache/duallora-bench --out bench/weights
 
 Needs the CIFAR-100 python files under the data root. About an hour on two cores with bfloat16.
 The recipe is plain supervised training: AdamW, cosine to zero, random crops and flips, label
@@ -12,15 +13,12 @@ at the end there is nothing left to average.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -79,13 +77,6 @@ def optimiser(model: VisionTransformer, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
-@torch.no_grad()
-def accuracy(model: VisionTransformer, x: Tensor, y: Tensor) -> float:
-    model.eval()
-    hits = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
-    return hits / len(y)
-
-
 def train(model: VisionTransformer, x: Tensor, y: Tensor, recipe: Recipe) -> None:
     rng = np.random.default_rng(recipe.seed)
     opt = optimiser(model, recipe)
@@ -113,15 +104,6 @@ def train(model: VisionTransformer, x: Tensor, y: Tensor, recipe: Recipe) -> Non
         print(f"epoch {epoch + 1}/{recipe.epochs} loss {total_loss / steps:.3f} {seconds:.0f} s", flush=True)
 
 
-def save(model: VisionTransformer, out: Path) -> str:
-    """Write the weights as float16 safetensors, load them back into `model`, return the sha256."""
-    halves = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
-    path = out / f"{MICRO_NAME}.safetensors"
-    save_file(halves, str(path))
-    model.load_state_dict({k: v.float() for k, v in halves.items()})
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
@@ -131,19 +113,8 @@ def main() -> None:
     torch.manual_seed(recipe.seed)
     model = VisionTransformer(num_classes=100, patch_drop_rate=recipe.patch_drop, **MICRO_ARCHITECTURE)
     train(model, *images(args.data_root, train=True), recipe)
-    model.patch_drop.prob = 0.0
-    sha256 = save(model, args.out)
-    card = {
-        "name": MICRO_NAME,
-        "sha256": sha256,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "data": "CIFAR-100, the 50,000 training images, supervised",
-        "cifar100_test_accuracy": accuracy(model, *images(args.data_root, train=False)),
-        "recipe": asdict(recipe),
-        "versions": {"torch": torch.__version__, "timm": timm.__version__},
-    }
-    (args.out / f"{MICRO_NAME}.json").write_text(json.dumps(card, indent=2) + "\n")
-    print(json.dumps(card, indent=2))
+    halves = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    save_file(halves, str(args.out / f"{MICRO_NAME}.safetensors"))
 
 
 if __name__ == "__main__":

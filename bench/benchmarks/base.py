@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import ConfigDict, PositiveInt
@@ -34,6 +35,11 @@ class Scale:
     test_per_class: PositiveInt | None
     epochs: PositiveInt
     batch_size: PositiveInt
+
+
+def make_scales(*, smoke: Scale, quick: Scale, full: Scale) -> Mapping[str, Scale]:
+    """The settings of `--scale`: every benchmark has these three."""
+    return MappingProxyType({"smoke": smoke, "quick": quick, "full": full})
 
 
 @validated(frozen=True, config=STRICT)
@@ -103,12 +109,18 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of every image's name, class and stored bytes, whichever side it is on.
+        """Hash of every image's name, class and stored bytes, whichever side it is on."""
+        return self._hash(self.train, self.test)
 
-        Computed when first asked for: it reads each file once, as bytes, and decodes none.
-        """
+    @cached_property
+    def train_sha256(self) -> str:
+        """The same of the training side alone: what a run on validation may open."""
+        return self._hash(self.train)
+
+    def _hash(self, *sides: Side) -> str:
+        """Reads each file once, as bytes, and decodes none."""
         total = hashlib.sha256()
-        for line in sorted(self._lines(self.train) + self._lines(self.test)):
+        for line in sorted(line for side in sides for line in self._lines(side)):
             total.update(line.encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
@@ -117,10 +129,10 @@ class Source:
         return [f"{name}\0{self.classes[label]}\0{digest}\n" for name, label, digest in rows]
 
 
-O = TypeVar("O")  # noqa: E741
+OptionsT = TypeVar("OptionsT")
 
 
-class Benchmark(ABC, Generic[O]):
+class Benchmark(ABC, Generic[OptionsT]):
     """A data set with its defaults. A subclass fills in the class attributes, `locate` and `open`.
 
     Attributes:
@@ -128,7 +140,7 @@ class Benchmark(ABC, Generic[O]):
         default_tasks: number of experiences without `--tasks`.
         image_size: side of the network's input in pixels, without `--image-size`.
         eval_crop: share of a stored square's side that the central crop of the test images keeps.
-        augmentation: of the training images, without `--set`: "flip", "crop-flip", or "none" where a mirror
+        augmentation: of the training images, a name of `bench.batches.AUGMENTATIONS`; "none" where a mirror
             image is not the same class.
         backbone: the default backbone's tag; None for the harness' own default.
         scales: the settings of `--scale`, by name: smoke, quick, full.
@@ -144,12 +156,12 @@ class Benchmark(ABC, Generic[O]):
     scales: ClassVar[Mapping[str, Scale]]
     Options: ClassVar[type[Any]] = NoOptions
 
-    def __init__(self, options: O) -> None:
+    def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @abstractmethod
     def locate(self, roots: Sequence[Path]) -> Path | None:
-        """Where the data lie on this machine, or None. Looks at names only; imports neither numpy nor torch."""
+        """Where the data lie on this machine, or None. Looks at names only, without importing numpy."""
 
     @abstractmethod
     def open(self, roots: Sequence[Path]) -> Source:

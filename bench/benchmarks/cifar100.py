@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Scale, Side, Source
+from bench.benchmarks.base import STRICT, Benchmark, Scale, Side, Source, make_scales
 from bench.benchmarks.download import Archive, find_folder, md5_of, obtain
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import divide, listed
@@ -43,15 +43,15 @@ class Cifar100Options:
 
 @register("cifar100")
 class Cifar100(Benchmark[Cifar100Options]):
-    """Images stay 32x32 and are enlarged in batches, on the model's device. Ids: "train/00000", "test/00000"."""
+    """Images stay 32x32 and are enlarged in batches, on the model's device. Ids: "train/00123"."""
 
     default_tasks = 10
     image_size = 224
-    scales = {  # noqa: RUF012
-        "smoke": Scale(train_per_class=4, test_per_class=2, epochs=1, batch_size=32),
-        "quick": Scale(train_per_class=50, test_per_class=20, epochs=3, batch_size=32),
-        "full": Scale(train_per_class=None, test_per_class=None, epochs=20, batch_size=128),
-    }
+    scales = make_scales(
+        smoke=Scale(train_per_class=4, test_per_class=2, epochs=1, batch_size=32),
+        quick=Scale(train_per_class=50, test_per_class=20, epochs=3, batch_size=32),
+        full=Scale(train_per_class=None, test_per_class=None, epochs=20, batch_size=128),
+    )
     Options = Cifar100Options
 
     def locate(self, roots: Sequence[Path]) -> Path | None:

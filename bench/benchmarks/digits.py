@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.benchmarks.base import Benchmark, NoOptions, Scale, Side, Source
+from bench.benchmarks.base import Benchmark, NoOptions, Scale, Side, Source, make_scales
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import HELD_OUT, divide, hold_out
 from methods.registry import register
@@ -25,11 +25,11 @@ class Digits(Benchmark[NoOptions]):
     image_size = 32
     augmentation = "none"
     backbone = "micro_vit_patch4_32.cifar100"
-    scales = {  # noqa: RUF012
-        "smoke": Scale(train_per_class=12, test_per_class=6, epochs=1, batch_size=16),
-        "quick": Scale(train_per_class=None, test_per_class=None, epochs=3, batch_size=32),
-        "full": Scale(train_per_class=None, test_per_class=None, epochs=3, batch_size=32),
-    }
+    scales = make_scales(
+        smoke=Scale(train_per_class=12, test_per_class=6, epochs=1, batch_size=16),
+        quick=Scale(train_per_class=None, test_per_class=None, epochs=3, batch_size=32),
+        full=Scale(train_per_class=None, test_per_class=None, epochs=3, batch_size=32),
+    )
 
     def locate(self, roots: Sequence[Path]) -> Path | None:
         """The file inside scikit-learn, which is not imported for it."""

@@ -1,4 +1,4 @@
-"""Archives: found in a data root or downloaded, checked, unpacked. Downloads resume; nothing is half there."""
+"""Archives: found in a data root or downloaded, checked, unpacked; a download that was cut off resumes."""
 
 from __future__ import annotations
 
@@ -92,22 +92,23 @@ def fetch(url: str, dest: Path, md5: str) -> Path:
         dest.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
     except OSError as error:
-        raise UsageError(
-            f"{dest.parent} cannot be written to ({error.strerror}); give another --data-root"
-        ) from error
+        raise UsageError(f"{part} cannot be written ({error.strerror}); give another --data-root") from error
     try:
         _transfer(url, part)
     except (OSError, http.client.HTTPException) as error:
         raise MissingError(
-            f"Downloading {url} failed ({getattr(error, 'reason', error)}). With a network, run this again: it "
-            f"resumes. Without, download it elsewhere (md5 {md5}) and put it here: {dest}"
+            f"Downloading {url} failed ({getattr(error, 'reason', error)}). With a network, run this again: "
+            f"it resumes. Without, download it elsewhere (md5 {md5}) and put it here: {dest}"
         ) from error
+    finally:
+        if part.stat().st_size == 0:
+            part.unlink()
     _verify(part, md5, remove=True)
     return part.replace(dest)
 
 
 def _transfer(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`. Raises OSError or HTTPException if it is not whole afterwards."""
+    """Append to `part` what it lacks of `url`; OSError or HTTPException if it is not whole afterwards."""
     have = part.stat().st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

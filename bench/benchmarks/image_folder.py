@@ -6,20 +6,25 @@ their names. Every file that is used is decoded before training starts (`pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Scale, Side, Source, first
+from bench.benchmarks.base import STRICT, Benchmark, Scale, Side, Source, first, make_scales
 from bench.benchmarks.pixels import FilePixels
 from bench.benchmarks.splits import HELD_OUT, divide, hold_out, listed
 from methods.errors import MissingError, UsageError
 from methods.registry import register
 
-SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+if TYPE_CHECKING:
+    from bench.benchmarks.pixels import Int64Array
+
+SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,11 +42,11 @@ class ImageFolder(Benchmark[ImageFolderOptions]):
     default_tasks = 10
     image_size = 224
     eval_crop = 0.875
-    scales = {  # noqa: RUF012
-        "smoke": Scale(train_per_class=4, test_per_class=2, epochs=1, batch_size=32),
-        "quick": Scale(train_per_class=50, test_per_class=20, epochs=3, batch_size=32),
-        "full": Scale(train_per_class=None, test_per_class=None, epochs=20, batch_size=128),
-    }
+    scales = make_scales(
+        smoke=Scale(train_per_class=4, test_per_class=2, epochs=1, batch_size=32),
+        quick=Scale(train_per_class=50, test_per_class=20, epochs=3, batch_size=32),
+        full=Scale(train_per_class=None, test_per_class=None, epochs=20, batch_size=128),
+    )
     Options = ImageFolderOptions
 
     def locate(self, roots: Sequence[Path]) -> Path | None:
@@ -51,7 +56,16 @@ class ImageFolder(Benchmark[ImageFolderOptions]):
     def open(self, roots: Sequence[Path]) -> Source:
         if self.options.path is None:
             raise UsageError("image-folder needs its folder: --benchmarks image-folder:path=FOLDER")
-        return open_folder(existing(self.options.path, roots), self.options.split, roots)
+        return cut(read_folder(existing(self.options.path, roots), roots), self.options.split)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pool:
+    """A listed image folder: class names, all images, and whether it is cut into train/ and test/ already."""
+
+    classes: tuple[str, ...]
+    images: Side
+    presplit: bool
 
 
 def resolve(path: Path, roots: Sequence[Path]) -> Path | None:
@@ -69,27 +83,41 @@ def existing(path: Path, roots: Sequence[Path]) -> Path:
     return folder
 
 
-def open_folder(folder: Path, split: Path | None, roots: Sequence[Path]) -> Source:
-    """A folder of class folders, or of train/ and test/ (or val/) with class folders.
+def read_folder(folder: Path, roots: Sequence[Path]) -> Pool:
+    """List a folder of class folders, or of train/ and test/ (or val/) with class folders.
 
     Args:
-        split: external split list, or None for the folder's own split or the hold-out.
         roots: the first of them holds the cache of decoded images.
 
     Raises:
-        UsageError: no classes, a class without images, sides with different classes, a bad split list.
+        UsageError: no classes, a class without images, sides with different classes.
     """
     sides = _side_folders(folder)
     listings = [_images_by_class(side) for side in sides]
-    classes = tuple(listings[0])
     if len(sides) == 2:
         _same_classes(sides, listings)
-    pools = [_pool(folder, listing, roots[0] / "decoded") for listing in listings]
-    if split is None and len(sides) == 2:
-        return Source(classes, pools[0], pools[1])
-    pool = _pool(folder, _merged(listings), roots[0] / "decoded")
-    rows = listed(pool.ids, split) if split else hold_out(pool.labels, pool.ids, HELD_OUT)
-    return divide(classes, pool, rows)
+    ids, labels, paths = _table(folder, listings)
+    images = Side(ids, labels, FilePixels(paths, roots[0] / "decoded"))
+    return Pool(tuple(listings[0]), images, presplit=len(sides) == 2)
+
+
+def cut(pool: Pool, split: Path | None) -> Source:
+    """By the external list, else as the folder is cut, else a stratified fifth is the test side."""
+    images = pool.images
+    if split is not None:
+        rows = listed(images.ids, split)
+    elif pool.presplit:
+        rows = _own_rows(images.ids)
+    else:
+        rows = hold_out(images.labels, images.ids, HELD_OUT)
+    return divide(pool.classes, images, rows)
+
+
+def _own_rows(ids: tuple[str, ...]) -> tuple[Int64Array, Int64Array]:
+    import numpy as np
+
+    is_train = np.array([name.startswith("train/") for name in ids])
+    return np.flatnonzero(is_train), np.flatnonzero(~is_train)
 
 
 def _side_folders(folder: Path) -> tuple[Path, ...]:
@@ -105,8 +133,8 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
     if len(names) < 2:
         raise UsageError(
-            f"{folder} has {len(names)} class folders{f' ({names[0]})' if names else ''}, and it takes two or "
-            "more; give the folder that holds one folder a class"
+            f"{folder} holds {len(names)} class folders ({names[0] if names else 'none'}), and it takes two "
+            "or more; give the folder that holds one folder a class"
         )
     images = {name: _images(folder / name) for name in names}
     if empty := [name for name, paths in images.items() if not paths]:
@@ -118,16 +146,15 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not _hidden(name)
-    ]
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        found += [Path(parent, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not _hidden(n)]
+    return found
 
 
 def _hidden(name: str) -> bool:
-    """Such as the ._* files that archives made on macOS carry."""
+    """Such as the ._* files that archives made on macOS carry, or .ipynb_checkpoints."""
     return name.startswith(".")
 
 
@@ -137,23 +164,22 @@ def _same_classes(sides: tuple[Path, ...], listings: list[dict[str, list[Path]]]
         raise UsageError(
             f"{sides[0]} and {sides[1]} must hold the same class folders; only in {sides[0].name}: "
             f"{first(sorted(train - test)) or 'none'}; only in {sides[1].name}: "
-            f"{first(sorted(test - train)) or 'none'}. Rename or remove these, or give path={sides[0]} to hold "
-            "out a fifth of it"
+            f"{first(sorted(test - train)) or 'none'}. Rename or remove these, or give path={sides[0]} "
+            "to hold out a fifth of it"
         )
 
 
-def _merged(listings: list[dict[str, list[Path]]]) -> dict[str, list[Path]]:
-    return {name: [path for listing in listings for path in listing[name]] for name in listings[0]}
-
-
-def _pool(folder: Path, listing: dict[str, list[Path]], cache: Path) -> Side:
-    """The listed images, sorted by their path relative to `folder`."""
+def _table(
+    folder: Path, listings: list[dict[str, list[Path]]]
+) -> tuple[tuple[str, ...], Int64Array, tuple[Path, ...]]:
+    """(ids, labels, paths), sorted by id: the path relative to `folder`."""
     import numpy as np
 
     rows = sorted(
         (path.relative_to(folder).as_posix(), label, path)
+        for listing in listings
         for label, paths in enumerate(listing.values())
         for path in paths
     )
     ids, labels, paths = zip(*rows, strict=True)
-    return Side(ids, np.array(labels, np.int64), FilePixels(paths, cache))
+    return ids, np.array(labels, np.int64), paths

@@ -13,9 +13,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Scale, Source
+from bench.benchmarks.base import STRICT, Benchmark, Scale, Source, make_scales
 from bench.benchmarks.download import Archive, find_folder, obtain
-from bench.benchmarks.image_folder import existing, open_folder, resolve
+from bench.benchmarks.image_folder import Pool, cut, existing, read_folder, resolve
 from methods.errors import UsageError
 from methods.registry import register
 
@@ -46,11 +46,11 @@ class ImageNetR(Benchmark[ImageNetROptions]):
     default_tasks = 10
     image_size = 224
     eval_crop = 0.875
-    scales = {  # noqa: RUF012
-        "smoke": Scale(train_per_class=4, test_per_class=2, epochs=1, batch_size=32),
-        "quick": Scale(train_per_class=20, test_per_class=5, epochs=3, batch_size=32),
-        "full": Scale(train_per_class=None, test_per_class=None, epochs=50, batch_size=128),
-    }
+    scales = make_scales(
+        smoke=Scale(train_per_class=4, test_per_class=2, epochs=1, batch_size=32),
+        quick=Scale(train_per_class=20, test_per_class=5, epochs=3, batch_size=32),
+        full=Scale(train_per_class=None, test_per_class=None, epochs=50, batch_size=128),
+    )
     Options = ImageNetROptions
 
     def locate(self, roots: Sequence[Path]) -> Path | None:
@@ -60,14 +60,14 @@ class ImageNetR(Benchmark[ImageNetROptions]):
     def open(self, roots: Sequence[Path]) -> Source:
         path = self.options.path
         folder = existing(path, roots) if path else obtain(ARCHIVE, roots)
-        source = open_folder(folder, self.options.split, roots)
-        if not self.options.allow_subset and self.options.split is None:
-            _whole(folder, source)
-        return source
+        pool = read_folder(folder, roots)
+        if not self.options.allow_subset:
+            _check_whole(folder, pool)
+        return cut(pool, self.options.split)
 
 
-def _whole(folder: Path, source: Source) -> None:
-    classes, images = len(source.classes), len(source.train) + len(source.test)
+def _check_whole(folder: Path, pool: Pool) -> None:
+    classes, images = len(pool.classes), len(pool.images)
     if (classes, images) != (CLASSES, IMAGES):
         raise UsageError(
             f"{folder} has {classes} classes and {images:,} images, ImageNet-R has {CLASSES} and {IMAGES:,}; "

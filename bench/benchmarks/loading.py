@@ -9,8 +9,6 @@ from bench.benchmarks.base import Side, Source
 from bench.benchmarks.splits import Split
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bench.benchmarks.pixels import Int64Array, UInt8Array
 
 

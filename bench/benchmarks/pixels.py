@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
-import tempfile
+import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -124,8 +123,8 @@ class FilePixels:
             _write_cache(cached, shape, decoded(self.paths, size))
         except OSError as error:
             warnings.warn(
-                f"decoded images cannot be kept in {self.cache} ({error}): they stay in memory and are decoded "
-                "again by the next run; free or allow writing there, or give another --data-root",
+                f"decoded images cannot be kept in {self.cache} ({error}): they stay in memory and are "
+                "decoded again by the next run; free or allow writing there, or give another --data-root",
                 stacklevel=2,
             )
             return _in_memory(shape, decoded(self.paths, size))
@@ -196,7 +195,7 @@ def decoded(paths: Sequence[Path], size: int) -> Iterator[UInt8Array]:
 
 
 def _attempt(size: int) -> Callable[[Path], UInt8Array | str]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     unreadable = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -205,7 +204,7 @@ def _attempt(size: int) -> Callable[[Path], UInt8Array | str]:
             return square(path, size)
         except (*unreadable, Image.DecompressionBombError) as error:
             # Pillow's sentence for a file it does not know repeats the path
-            return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+            return "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
 
     return attempt
 
@@ -234,10 +233,9 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> UInt8Array | None:
 def _write_cache(path: Path, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:
     """Write to a temporary file beside `path`, then rename: another process sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".decoding-", suffix=".npy")
-    temporary = Path(name)
+    temporary = path.with_name(f".decoding-{uuid.uuid4().hex}.npy")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             _write_array(file, shape, images)
         temporary.replace(path)
     finally:

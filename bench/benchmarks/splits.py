@@ -104,7 +104,7 @@ def hold_out(labels: Int64Array, ids: Sequence[str], fraction: float) -> tuple[I
 
 
 def _shares(counts: list[int], fraction: Fraction) -> list[int]:
-    """Largest remainders: each class its whole share, what is left to round(N·fraction) to the nearest ones."""
+    """Each class its whole share; what is left to round(N·fraction) goes to the largest remainders."""
     exact = [count * fraction for count in counts]
     left = round(sum(counts) * fraction) - sum(int(share) for share in exact)
     by_remainder = sorted(range(len(exact)), key=lambda i: (int(exact[i]) - exact[i], i))
@@ -178,7 +178,7 @@ def divide(classes: tuple[str, ...], pool: Side, rows: tuple[Int64Array, Int64Ar
 
 
 def listed(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Array]:
-    """Sorted rows (train, test) by an external list: CSV, header `split,id`, rows `train,<id>` or `test,<id>`.
+    """Sorted rows (train, test) by an external list: CSV, header `split,id`, rows `train,<id>`, `test,<id>`.
 
     Images that the list does not name are left out.
 

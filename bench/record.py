@@ -1,0 +1,343 @@
+"""The record of a cell: its schema, its atomic write, its validated read.
+
+Times are in seconds, memory in bytes, accuracies are fractions; null means "not measured" or "not
+defined". A record that says "done" carries consistent numbers, and no other record carries any result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import chain
+from math import isclose
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from bench.metrics import accuracy_matrix, compute_all
+from methods.errors import UsageError
+
+SCHEMA = 1
+RECORD_NAME = "record.json"
+
+Status = Literal["done", "failed", "oom", "diverged", "interrupted", "skipped"]
+
+#: Numbers are recomputed on reading; they may differ by rounding only.
+TOLERANCE = 1e-9
+
+
+class RecordError(UsageError):
+    """A record that cannot be used. The message names the file, what is wrong with it, and what to do."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Latency(_Frozen):
+    """Seconds of one forward pass at one batch size; `n` samples after warm-up."""
+
+    samples: list[float]
+    median: float = Field(ge=0)
+    p95: float = Field(ge=0)
+    p99: float = Field(ge=0)
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Latency:
+        if self.n != len(self.samples):
+            raise ValueError(f"n is {self.n}, but there are {len(self.samples)} samples")
+        if not self.median <= self.p95 <= self.p99:
+            raise ValueError("median, p95 and p99 are out of order")
+        return self
+
+
+class PeakMemory(_Frozen):
+    """Bytes at the highest point: allocated on the device ("cuda") or resident in memory ("rss")."""
+
+    kind: Literal["cuda", "rss"]
+    training: int | None = Field(None, ge=0)
+    inference: int | None = Field(None, ge=0)
+
+
+class Parameters(_Frozen):
+    """Numbers of elements after each experience: what was trained in it, what the method keeps beside
+    the backbone, and all that inference needs.
+    """
+
+    trainable: list[int] | None = None
+    stored: list[int] | None = None
+    deployed: list[int] | None = None
+
+
+class Cost(_Frozen):
+    """What a cell cost. Lists have an entry per experience; `latency` is by batch size; `throughput` is
+    in images a second; `flops` is that of the prediction of one image.
+    """
+
+    train_seconds: list[float | None] | None = None
+    eval_seconds: list[float | None] | None = None
+    latency: dict[int, Latency | None] | None = None
+    throughput: float | None = Field(None, ge=0)
+    peak_memory: PeakMemory | None = None
+    flops: int | None = Field(None, ge=0)
+    parameters: Parameters | None = None
+
+    def per_experience(self) -> dict[str, Sequence[float | None]]:
+        """The lists that were measured, by name."""
+        lists: dict[str, Sequence[float | None] | None] = {
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+        }
+        if self.parameters is not None:
+            kept = self.parameters
+            lists |= {"trainable": kept.trainable, "stored": kept.stored, "deployed": kept.deployed}
+        return {name: values for name, values in lists.items() if values is not None}
+
+
+class Manifest(_Frozen):
+    """The conditions a cell was run under. Hashes are null in a cell that never saw its data."""
+
+    versions: dict[str, str]
+    device: str
+    threads: int = Field(ge=1)
+    precision: str
+    backbone: str
+    backbone_sha256: str | None
+    data_sha256: str | None
+    split_sha256: str | None
+    commit: str | None
+    dirty: bool | None
+    started: str
+    ended: str
+    warnings: list[str] = []
+    command: str | None = None
+
+    @field_validator("started", "ended")
+    @classmethod
+    def _utc(cls, text: str) -> str:
+        if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+            raise ValueError("must be a time in UTC, ISO 8601, such as 2025-01-31T12:00:00+00:00")
+        return text
+
+
+class Record(_Frozen):
+    """Everything known about a cell that was run, or tried.
+
+    `method` and `benchmark` are the labels of the row, such as "duallora:gate=none"; `config` is the
+    resolved configuration. See `bench.metrics` for `correct`, `counts` and `metrics`.
+
+    Raises:
+        pydantic.ValidationError: if the parts contradict each other.
+    """
+
+    model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
+
+    schema_version: Literal[1] = Field(alias="schema")
+    status: Status
+    reason: str | None = None
+    method: str = Field(min_length=1)
+    benchmark: str = Field(min_length=1)
+    seed: int = Field(ge=0)
+    tasks: int = Field(ge=1)
+    config: dict[str, JsonValue]
+    class_order: list[int] | None = None
+    correct: list[list[int | None]] | None = None
+    counts: list[int] | None = None
+    accuracy_matrix: list[list[float | None]] | None = None
+    metrics: dict[str, float | None] | None = None
+    cost: Cost | None = None
+    manifest: Manifest
+
+    @property
+    def done(self) -> bool:
+        """Whether it holds results."""
+        return self.status == "done"
+
+    @model_validator(mode="after")
+    def _status_and_reason(self) -> Record:
+        if self.done and self.reason is not None:
+            raise ValueError("status is done, but a reason is given")
+        if not self.done and not (self.reason or "").strip():
+            raise ValueError(f"status is {self.status}, but there is no reason")
+        return self
+
+    @model_validator(mode="after")
+    def _no_result_unless_done(self) -> Record:
+        results = ("correct", "counts", "accuracy_matrix", "metrics")
+        held = [name for name in results if getattr(self, name) is not None]
+        if not self.done and held:
+            raise ValueError(f"status is {self.status}, but there are results: {', '.join(held)}")
+        if self.done and len(held) < len(results):
+            raise ValueError(f"status is done, but {', '.join(sorted(set(results) - set(held)))} is null")
+        if self.done and self.class_order is None:
+            raise ValueError("status is done, but class_order is null")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> Record:
+        order = self.class_order or []
+        if len(set(order)) != len(order):
+            raise ValueError("class_order names a class twice")
+        return self
+
+    @model_validator(mode="after")
+    def _cost_has_an_entry_per_experience(self) -> Record:
+        for name, values in (self.cost.per_experience() if self.cost else {}).items():
+            fits = len(values) == self.tasks if self.done else len(values) <= self.tasks
+            if not fits:
+                raise ValueError(f"cost: {name} has {len(values)} entries for {self.tasks} tasks")
+        return self
+
+    @model_validator(mode="after")
+    def _counts_make_sense(self) -> Record:
+        if self.correct is not None and self.counts is not None:
+            _check_counts(self.correct, self.counts, self.tasks)
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_follow_from_counts(self) -> Record:
+        if self.correct is None or self.counts is None:
+            return self
+        matrix = accuracy_matrix(self.correct, self.counts)
+        if not _same_matrix(self.accuracy_matrix or [], matrix):
+            raise ValueError("accuracy_matrix is not correct divided by counts")
+        _check_metrics(self.metrics or {}, compute_all(self.correct, self.counts))
+        return self
+
+
+def _check_counts(correct: list[list[int | None]], counts: list[int], tasks: int) -> None:
+    if len(counts) != tasks or len(correct) != tasks or any(len(row) != tasks for row in correct):
+        raise ValueError(f"counts must have {tasks} entries and correct {tasks} rows of {tasks}")
+    if min(counts) < 1:
+        raise ValueError("counts: every task needs at least one test image")
+    if any(value is not None for i, row in enumerate(correct) for value in row[i + 1 :]):
+        raise ValueError("correct has a number above the diagonal: a task evaluated before it was learnt")
+    for row in correct:
+        for hits, count in zip(row, counts, strict=True):
+            if hits is not None and not 0 <= hits <= count:
+                raise ValueError(f"correct has {hits} of {count} test images")
+
+
+def _same_number(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _same_matrix(a: list[list[float | None]], b: list[list[float | None]]) -> bool:
+    same_shape = [len(row) for row in a] == [len(row) for row in b]
+    return same_shape and all(map(_same_number, chain.from_iterable(a), chain.from_iterable(b)))
+
+
+def _check_metrics(given: dict[str, float | None], expected: dict[str, float | None]) -> None:
+    if given.keys() != expected.keys():
+        odd = ", ".join(sorted(given.keys() ^ expected.keys()))
+        raise ValueError(f"metrics: the names differ from those of bench.metrics: {odd}")
+    for name, value in expected.items():
+        if not _same_number(given[name], value):
+            raise ValueError(f"metrics: {name} is {given[name]}, but the counts give {value}")
+
+
+def to_json(record: Record) -> str:
+    """The text of record.json: equal records give equal bytes."""
+    plain = record.model_dump(mode="json", by_alias=True)
+    return json.dumps({key: _sorted(plain[key]) for key in plain}, indent=2, allow_nan=False) + "\n"
+
+
+def _sorted(value: Any) -> Any:
+    """Nested dictionaries in the order of their keys; the top level keeps the schema's."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Write `folder`/record.json so that at any moment it is the old one, the new one, or absent, whole.
+
+    Returns:
+        The path of the record.
+
+    Raises:
+        OSError: if the folder cannot be made or the disk is full; an older record is then untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, draft = folder / RECORD_NAME, folder / f".{RECORD_NAME}.{os.getpid()}"
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(to_json(record))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read and validate one record.
+
+    Raises:
+        RecordError: if the file is missing, cut short, of another schema, or contradicts itself.
+    """
+    content = _content(path)
+    found = content.get("schema")
+    if found != SCHEMA:
+        _refuse(path, f"has schema {found!r}, and this version reads schema {SCHEMA}")
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        _refuse(path, "; ".join(_sentence(e) for e in error.errors(include_url=False)[:3]))
+
+
+def read_all(results: Path) -> list[Record]:
+    """The records of all cells of a results folder, by the name of the cell's folder.
+
+    Raises:
+        UsageError: if the folder does not exist or cannot be read.
+        RecordError: if one of the records cannot be used.
+    """
+    try:
+        cells = sorted(path for path in results.iterdir() if path.is_dir())
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the results folder '{results}' ({error.strerror}); give the folder that "
+            "`python -m bench run --results DIR` has filled"
+        ) from None
+    return [read(cell / RECORD_NAME) for cell in cells if (cell / RECORD_NAME).exists()]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        _refuse(path, f"cannot be read ({error.strerror})")
+    except UnicodeDecodeError:
+        _refuse(path, "is not UTF-8 text")
+    except json.JSONDecodeError as error:
+        _refuse(path, f"is not whole JSON (line {error.lineno}: {error.msg})")
+    if not isinstance(content, dict):
+        _refuse(path, f"holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _sentence(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    return f"{where}: {error['msg']}" if where else str(error["msg"])
+
+
+def _refuse(path: Path, problem: str) -> NoReturn:
+    raise RecordError(
+        f"the record '{path}' {problem}; move its folder away, or run its cell again with --rerun all"
+    ) from None

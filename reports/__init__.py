@@ -1,0 +1,1 @@
+"""Records to tables, figures and Markdown. A pure function of the records: no torch, no Avalanche."""

@@ -1,0 +1,52 @@
+"""Numbers and foreign text as they appear in a report."""
+
+from __future__ import annotations
+
+import re
+
+DASH = "—"
+
+_ENTITIES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
+
+#: What Markdown acts on inside a line; an underscore within a word is not.
+_ACTIVE = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def clean(text: str) -> str:
+    """One line of printable characters: line breaks, tabs and control characters become spaces."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def escape(text: str) -> str:
+    r"""Foreign text for a line of Markdown, shown as it is and acted on in no way.
+
+    >>> print(escape("a|b <b> *c* image_size"))
+    a\|b &lt;b&gt; \*c\* image_size
+    """
+    return _ACTIVE.sub(r"\\\g<0>", clean(text).translate(_ENTITIES))
+
+
+def code(text: str) -> str:
+    """Foreign text as a code span: its fence is longer than any run of backticks in it."""
+    inner = clean(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", inner)), default=0))
+    return f"{fence} {inner} {fence}" if "`" in inner or not inner else f"{fence}{inner}{fence}"
+
+
+def in_table(markdown: str) -> str:
+    r"""A cell of a Markdown table: a pipe must be escaped there even in a code span."""
+    return re.sub(r"(?<!\\)\|", r"\\|", markdown)
+
+
+def number(value: float, digits: int) -> str:
+    """Fixed digits, thousands apart, and no negative zero.
+
+    >>> number(-0.001, 2), number(12345.678, 1)
+    ('0.00', '12,345.7')
+    """
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
+def slug(text: str) -> str:
+    """A short file name of lower-case letters, digits and dashes; not unique."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "unnamed"

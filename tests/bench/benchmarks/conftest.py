@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.benchmarks import cifar100
+
+Folder = Callable[[Path, Mapping[str, int]], Path]
+
+
+@pytest.fixture
+def picture() -> Callable[..., Path]:
+    """Writes one small random image."""
+
+    def write(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def class_folders(picture: Callable[..., Path]) -> Folder:
+    """Writes a folder of class folders, `counts[name]` images each."""
+
+    def write(folder: Path, counts: Mapping[str, int]) -> Path:
+        for name, count in counts.items():
+            (folder / name).mkdir(parents=True)
+            for number in range(count):
+                picture(folder / name / f"{number}.png", seed=hash_of(name, number))
+        return folder
+
+    return write
+
+
+def hash_of(name: str, number: int) -> int:
+    return int(hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:8], 16)
+
+
+@pytest.fixture
+def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root with a CIFAR-100 of 6 training and 3 test images a class, in the official format."""
+    root = tmp_path / "cifar-root"
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, per_class in (("train", 6), ("test", 3)):
+        labels = [label for label in range(100) for _ in range(per_class)]
+        data = rng.integers(0, 256, (len(labels), 3072), np.uint8)
+        write_pickle(folder / name, {"data": data, "fine_labels": labels, "coarse_labels": labels})
+    write_pickle(folder / "meta", {"fine_label_names": [f"class {label:02d}" for label in range(100)]})
+    md5 = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in ("train", "test", "meta")}
+    monkeypatch.setattr(cifar100, "MD5", md5)
+    return root
+
+
+def write_pickle(path: Path, content: object) -> None:
+    path.write_bytes(pickle.dumps(content, protocol=4))

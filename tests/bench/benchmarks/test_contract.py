@@ -1,0 +1,153 @@
+"""What every benchmark keeps, and what loading makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.benchmarks import BENCHMARKS
+from bench.benchmarks.base import Benchmark
+from bench.benchmarks.loading import Arrays, load_arrays
+from bench.benchmarks.splits import Split, make_split
+
+Opened = tuple[Benchmark[Any], tuple[Path, ...]]
+
+
+@pytest.fixture(params=sorted(BENCHMARKS))
+def opened(
+    request: pytest.FixtureRequest, tmp_path: Path, class_folders: Callable[..., Path], cifar_root: Path
+) -> Opened:
+    """Each benchmark on data that the test made, or that the project carries."""
+    folder = class_folders(tmp_path / "pets", {f"class {number:02d}": 8 for number in range(12)})
+    options: dict[str, dict[str, Any]] = {
+        "digits": {},
+        "cifar100": {},
+        "image-folder": {"path": folder},
+        "imagenet-r": {"path": folder, "allow_subset": True},
+    }
+    cls = BENCHMARKS[request.param].load()
+    return cls(cls.Options(**options[request.param])), (cifar_root,)
+
+
+def cut(opened: Opened, **changed: Any) -> Split:
+    benchmark, roots = opened
+    asked = {"tasks": benchmark.default_tasks, "seed": 1, "eval_on": "test"} | changed
+    return make_split(benchmark.open(roots), scale=benchmark.scales["smoke"], **asked)
+
+
+def loaded(opened: Opened, split: Split, image_size: int = 16) -> Arrays:
+    benchmark, roots = opened
+    return load_arrays(benchmark.open(roots), split, image_size, benchmark.eval_crop)
+
+
+def test_its_data_are_located(opened: Opened) -> None:
+    benchmark, roots = opened
+    found = benchmark.locate(roots)
+    assert found is not None
+    assert found.exists()
+
+
+def test_its_attributes_are_legal(opened: Opened) -> None:
+    benchmark, roots = opened
+    assert set(benchmark.scales) == {"smoke", "quick", "full"}
+    assert 1 <= benchmark.default_tasks <= len(benchmark.open(roots).classes)
+    assert benchmark.image_size > 0
+    assert 0 < benchmark.eval_crop <= 1
+    assert benchmark.augmentation in {"none", "flip", "crop-flip"}
+    assert BENCHMARKS[benchmark.name].target.endswith(type(benchmark).__name__)
+
+
+def test_it_opens_to_the_same_content_twice(opened: Opened) -> None:
+    benchmark, roots = opened
+    assert benchmark.open(roots).sha256 == benchmark.open(roots).sha256
+    assert cut(opened).sha256 == cut(opened).sha256
+
+
+def test_its_sides_are_disjoint_and_labelled(opened: Opened) -> None:
+    benchmark, roots = opened
+    source = benchmark.open(roots)
+    assert not set(source.train.ids) & set(source.test.ids)
+    for side in (source.train, source.test):
+        assert side.labels.dtype == np.int64
+        assert set(side.labels.tolist()) == set(range(len(source.classes)))
+
+
+def test_smoke_is_small_and_balanced(opened: Opened) -> None:
+    benchmark, roots = opened
+    source, split = benchmark.open(roots), cut(opened)
+    smoke = benchmark.scales["smoke"]
+    assert np.bincount(source.train.labels[split.train_rows]).max() == smoke.train_per_class
+    assert np.bincount(source.test.labels[split.test_rows]).max() <= (smoke.test_per_class or 0)
+
+
+def test_arrays_agree_with_the_source(opened: Opened) -> None:
+    benchmark, roots = opened
+    source, split = benchmark.open(roots), cut(opened)
+    arrays = loaded(opened, split)
+    assert len(arrays.train_x) == len(arrays.train_y) == len(split.train_rows)
+    assert len(arrays.test_x) == len(arrays.test_y) == len(split.test_rows)
+    assert (arrays.train_x.dtype, arrays.train_y.dtype) == (np.uint8, np.int64)
+    assert arrays.train_x.shape[1:] == arrays.test_x.shape[1:]
+    order = np.array(split.class_order)
+    assert np.array_equal(order[arrays.train_y], source.train.labels[split.train_rows])
+    assert np.array_equal(order[arrays.test_y], source.test.labels[split.test_rows])
+    size = arrays.train_x.shape[1]
+    one = source.train.take(split.train_rows[[3]]).decode(size)[0]
+    assert np.array_equal(arrays.train_x[3], one)
+
+
+def test_tasks_are_contiguous_labels(opened: Opened) -> None:
+    split = cut(opened, tasks=3)
+    tasks = loaded(opened, split).task_of_class
+    assert np.bincount(tasks).tolist() == list(split.task_sizes)
+    assert np.all(np.diff(tasks) >= 0)
+
+
+def test_images_are_stored_for_the_crop_and_never_enlarged(opened: Opened) -> None:
+    benchmark, roots = opened
+    split = cut(opened)
+    native = benchmark.open(roots).train.pixels.native_size
+    for image_size in (4, 16, 56):
+        wanted = round(image_size / benchmark.eval_crop)
+        side = loaded(opened, split, image_size).train_x.shape[1]
+        assert side == (wanted if native is None else min(native, wanted))
+
+
+def test_validation_decodes_no_test_image(opened: Opened) -> None:
+    benchmark, roots = opened
+    source = benchmark.open(roots)
+    closed = dataclasses.replace(
+        source, test=dataclasses.replace(source.test, pixels=Closed(len(source.test)))
+    )
+    split = make_split(closed, tasks=2, seed=0, scale=benchmark.scales["smoke"], eval_on="validation")
+    arrays = load_arrays(closed, split, 8, benchmark.eval_crop)
+    assert not set(split.train_rows) & set(split.test_rows)
+    assert len(arrays.test_x) == len(split.test_rows) > 0
+
+
+class Closed:
+    """Stands for images that must not be read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"the test images' {name} was asked for")
+
+
+def test_digits_are_scaled_exactly() -> None:
+    cls = BENCHMARKS["digits"].load()
+    source = cls(cls.Options()).open([])
+    images = source.train.decode(8)
+    assert len(source.train) + len(source.test) == 1797
+    assert (images.min(), images.max()) == (0, 255)
+    assert len(np.unique(images)) == 17
+    assert np.array_equal(images[..., 0], images[..., 2])

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.benchmarks.base import Source
+from bench.benchmarks.image_folder import ImageFolder, ImageFolderOptions, resolve
+from bench.benchmarks.imagenet_r import ImageNetR, ImageNetROptions
+from methods.errors import MissingError, UsageError
+
+Folder = Callable[..., Path]
+
+
+def opened(folder: Path, split: Path | None = None) -> Source:
+    return ImageFolder(ImageFolderOptions(path=folder, split=split)).open([folder.parent / "root"])
+
+
+def test_a_plain_folder_is_held_out_from(tmp_path: Path, class_folders: Folder) -> None:
+    source = opened(class_folders(tmp_path / "pets", {"cat": 10, "ant": 5, "bee": 2}))
+    assert source.classes == ("ant", "bee", "cat")
+    assert np.bincount(source.test.labels).tolist() == [1, 1, 2]
+    assert np.bincount(source.train.labels).tolist() == [4, 1, 8]
+    assert not set(source.train.ids) & set(source.test.ids)
+    assert all(name.startswith(source.classes[label]) for name, label in pairs(source))
+
+
+def pairs(source: Source) -> list[tuple[str, int]]:
+    return [
+        *zip(source.train.ids, source.train.labels, strict=True),
+        *zip(source.test.ids, source.test.labels, strict=True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_folder_that_is_cut_is_taken_as_it_is(name: str, tmp_path: Path, class_folders: Folder) -> None:
+    folder = tmp_path / "pets"
+    class_folders(folder / "train", {"ant": 3, "bee": 4})
+    class_folders(folder / name, {"ant": 2, "bee": 1})
+    source = opened(folder)
+    assert source.train.ids[0] == "train/ant/0.png"
+    assert source.test.ids == (f"{name}/ant/0.png", f"{name}/ant/1.png", f"{name}/bee/0.png")
+    assert source.test.labels.tolist() == [0, 0, 1]
+
+
+def test_images_below_a_class_folder_count_and_other_files_do_not(
+    tmp_path: Path, class_folders: Folder, picture: Folder
+) -> None:
+    folder = class_folders(tmp_path / "pets", {"ant": 2, "bee": 2})
+    picture(folder / "ant" / "images" / "deep.PNG")
+    (folder / "ant" / "boxes.txt").write_text("0 0 1 1")
+    (folder / "ant" / "._0.png").write_text("left by macOS")
+    picture(folder / "ant" / ".checkpoints" / "0.png")
+    picture(folder / ".thumbnails" / "0.png")
+    source = opened(folder)
+    assert sorted(name for name, label in pairs(source) if label == 0) == [
+        "ant/0.png",
+        "ant/1.png",
+        "ant/images/deep.PNG",
+    ]
+
+
+def test_sides_with_other_classes_are_refused(tmp_path: Path, class_folders: Folder) -> None:
+    class_folders(tmp_path / "pets" / "train", {"ant": 2, "bee": 2, "cat": 1})
+    class_folders(tmp_path / "pets" / "val", {"ant": 2, "bee": 2, "dog": 1})
+    with pytest.raises(UsageError, match="only in train: cat; only in val: dog"):
+        opened(tmp_path / "pets")
+
+
+def test_empty_class_folders_are_named(tmp_path: Path, class_folders: Folder) -> None:
+    with pytest.raises(UsageError, match=r"2 of 3 class folders .* hold no image: bee, cat"):
+        opened(class_folders(tmp_path / "pets", {"ant": 2, "bee": 0, "cat": 0}))
+
+
+@pytest.mark.parametrize("counts", [{}, {"train": 3}])
+def test_a_folder_without_classes_is_refused(
+    counts: dict[str, int], tmp_path: Path, class_folders: Folder
+) -> None:
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(UsageError, match=f"holds {len(counts)} class folders"):
+        opened(class_folders(tmp_path / "pets", counts))
+
+
+def test_a_class_of_one_image_is_refused(tmp_path: Path, class_folders: Folder) -> None:
+    with pytest.raises(UsageError, match=r"class of 'bee/0.png' has one image"):
+        opened(class_folders(tmp_path / "pets", {"ant": 2, "bee": 1}))
+
+
+def test_an_external_list_cuts_a_folder_that_is_cut_already(tmp_path: Path, class_folders: Folder) -> None:
+    folder = tmp_path / "pets"
+    class_folders(folder / "train", {"ant": 1, "bee": 1})
+    class_folders(folder / "test", {"ant": 1, "bee": 1})
+    split = tmp_path / "split.csv"
+    sides = {"train": "test", "test": "train"}
+    rows = [f"{side},{other}/{name}/0.png" for side, other in sides.items() for name in ("ant", "bee")]
+    split.write_text("\n".join(["split,id", *rows]))
+    assert opened(folder, split).train.ids == ("test/ant/0.png", "test/bee/0.png")
+
+
+def test_an_external_list_must_cover_all_classes(tmp_path: Path, class_folders: Folder) -> None:
+    split = tmp_path / "split.csv"
+    split.write_text("split,id\ntrain,ant/0.png\ntest,ant/1.png\n")
+    with pytest.raises(UsageError, match="1 of 2 classes have no training image: bee"):
+        opened(class_folders(tmp_path / "pets", {"ant": 2, "bee": 2}), split)
+
+
+def test_path_is_absolute_or_below_here_or_below_a_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, roots = tmp_path / "here", [tmp_path / "one", tmp_path / "two"]
+    for folder in (here / "a", roots[0] / "b", roots[1] / "a", roots[1] / "b"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert resolve(Path("a"), roots) == here / "a"
+    assert resolve(Path("b"), roots) == roots[0] / "b"
+    assert resolve(roots[1] / "a", roots) == roots[1] / "a"
+    assert resolve(Path("c"), roots) is None
+
+
+def test_a_path_that_is_nowhere_names_the_places(tmp_path: Path) -> None:
+    asked = ImageFolder(ImageFolderOptions(path=Path("nowhere")))
+    assert asked.locate([tmp_path]) is None
+    with pytest.raises(MissingError, match=f"no folder 'nowhere', looked for in .*{tmp_path}"):
+        asked.open([tmp_path])
+
+
+def test_the_path_must_be_given(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="image-folder:path=FOLDER"):
+        ImageFolder(ImageFolderOptions()).open([tmp_path])
+
+
+def test_another_imagenet_r_is_opened_only_on_request(tmp_path: Path, class_folders: Folder) -> None:
+    folder = class_folders(tmp_path / "imagenet-r", {"n01": 5, "n02": 10})
+    assert ImageNetR(ImageNetROptions()).locate([tmp_path]) == folder
+    with pytest.raises(UsageError, match=r"has 2 classes and 15 images, ImageNet-R has 200 and 30,000"):
+        ImageNetR(ImageNetROptions()).open([tmp_path])
+    source = ImageNetR(ImageNetROptions(allow_subset=True)).open([tmp_path])
+    assert (len(source.train), len(source.test)) == (12, 3)
+
+
+def test_imagenet_r_elsewhere(tmp_path: Path, class_folders: Folder) -> None:
+    folder = class_folders(tmp_path / "elsewhere", {"n01": 5, "n02": 5})
+    asked = ImageNetR(ImageNetROptions(path=folder, allow_subset=True))
+    assert asked.locate([]) == folder
+    assert len(asked.open([tmp_path]).classes) == 2

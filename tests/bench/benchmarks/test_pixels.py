@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.benchmarks import pixels
+from bench.benchmarks.pixels import ArrayPixels, FilePixels, square
+from methods.errors import UsageError
+
+Picture = Callable[..., Path]
+
+
+@pytest.fixture
+def files(tmp_path: Path, picture: Picture) -> FilePixels:
+    paths = [picture(tmp_path / f"{number}.png", seed=number) for number in range(3)]
+    return FilePixels(tuple(paths), tmp_path / "cache")
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are decoded from now on."""
+    seen: list[Path] = []
+    real = pixels.square
+
+    def counting(path: Path, size: int) -> np.ndarray:
+        seen.append(path)
+        return real(path, size)
+
+    monkeypatch.setattr(pixels, "square", counting)
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "1"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    suffix = "tif" if mode == "CMYK" else "png"
+    image = Image.new("L", (9, 7), 255).convert(mode)
+    assert square(saved(tmp_path / f"x.{suffix}", image), 4).tolist() == np.full((4, 4, 3), 255).tolist()
+
+
+def test_transparency_is_dropped(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.png", Image.new("RGBA", (5, 5), (10, 20, 30, 0)))
+    assert square(path, 2)[0, 0].tolist() == [10, 20, 30]
+
+
+def test_sixteen_bits_are_refused_and_not_clipped(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.png", Image.fromarray(np.full((4, 4), 40_000, np.uint16)))
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        square(path, 2)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    left_white = np.zeros((8, 8, 3), np.uint8)
+    left_white[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: upright after a quarter clockwise, where left becomes top
+    upright = square(saved(tmp_path / "x.png", Image.fromarray(left_white), exif=exif), 8)
+    assert upright[0].min() == 255
+    assert upright[-1].max() == 0
+
+
+@pytest.mark.parametrize("size", [(12, 4), (4, 12)])
+def test_the_central_square_is_kept(size: tuple[int, int], tmp_path: Path) -> None:
+    width, height = size
+    image = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - 4) // 2, (width - 4) // 2
+    image[top : top + 4, left : left + 4] = 200
+    assert square(saved(tmp_path / "x.png", Image.fromarray(image)), 4).min() == 200
+
+
+def test_shrinking_is_antialiased(tmp_path: Path) -> None:
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    image = Image.fromarray(np.repeat(board[..., None], 3, 2).astype(np.uint8))
+    small = square(saved(tmp_path / "x.png", image), 8)
+    assert abs(small[2:-2, 2:-2].astype(int) - 127).max() <= 2
+
+
+def test_images_of_mixed_sizes_share_an_array(tmp_path: Path, picture: Picture) -> None:
+    sizes = [(30, 10), (5, 5), (7, 40)]
+    paths = [picture(tmp_path / f"{i}.png", size=size) for i, size in enumerate(sizes)]
+    assert FilePixels(tuple(paths), tmp_path / "cache").decode(6).shape == (3, 6, 6, 3)
+
+
+def test_decoded_images_are_in_order(files: FilePixels) -> None:
+    expected = [square(path, 8) for path in files.paths]
+    assert np.array_equal(files.decode(8), expected)
+    assert np.array_equal(files.take(np.array([2, 0])).decode(8), [expected[2], expected[0]])
+
+
+def test_second_decode_reads_the_cache(files: FilePixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = np.array(files.decode(8))
+    seen = decodes(monkeypatch)
+    again = FilePixels(files.paths, files.cache).decode(8)
+    assert np.array_equal(before, again)
+    assert seen == []
+    assert isinstance(again, np.memmap)
+
+
+def test_a_changed_file_or_size_is_decoded_anew(
+    files: FilePixels, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.decode(8)
+    seen = decodes(monkeypatch)
+    files.decode(6)
+    assert sorted(seen) == sorted(files.paths)
+    picture(files.paths[1], seed=99, size=(20, 20))
+    assert np.array_equal(files.decode(8)[1], square(files.paths[1], 8))
+
+
+def test_two_sizes_are_kept_side_by_side(files: FilePixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.decode(8)
+    files.decode(6)
+    seen = decodes(monkeypatch)
+    assert (files.decode(8).shape, files.decode(6).shape) == ((3, 8, 8, 3), (3, 6, 6, 3))
+    assert seen == []
+
+
+def test_writing_to_the_array_changes_no_file(files: FilePixels) -> None:
+    first = files.decode(8)
+    original = np.array(first)
+    first[:] = 0
+    assert np.array_equal(files.decode(8), original)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "longer", "foreign", "empty", "other shape"])
+def test_a_damaged_cache_is_rebuilt(damage: str, files: FilePixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = np.array(files.decode(8))
+    [cached] = files.cache.iterdir()
+    content = cached.read_bytes()
+    if damage == "other shape":
+        np.save(cached, np.zeros((3, 8, 4, 6), np.uint8))
+    else:
+        damaged = {"truncated": content[:-1], "longer": content + b"x", "foreign": b"hello", "empty": b""}
+        cached.write_bytes(damaged[damage])
+    seen = decodes(monkeypatch)
+    assert np.array_equal(files.decode(8), original)
+    assert len(seen) == 3
+    assert cached.read_bytes() == content
+    assert list(files.cache.iterdir()) == [cached]
+
+
+def test_unwritable_cache_warns_and_works(files: FilePixels) -> None:
+    files.cache.write_text("a file where the folder would be")
+    with pytest.warns(UserWarning, match="cannot be kept in"):
+        images = files.decode(8)
+    assert np.array_equal(images, [square(path, 8) for path in files.paths])
+
+
+def test_full_disk_warns_and_leaves_nothing(files: FilePixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pixels, "_write_array", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        images = files.decode(8)
+    assert np.array_equal(images, [square(path, 8) for path in files.paths])
+    assert list(files.cache.iterdir()) == []
+
+
+def test_every_broken_image_is_named(files: FilePixels, tmp_path: Path, picture: Picture) -> None:
+    whole = picture(tmp_path / "whole.jpg", size=(64, 64)).read_bytes()
+    cut, text = tmp_path / "cut.jpg", tmp_path / "text.png"
+    cut.write_bytes(whole[: len(whole) // 2])
+    text.write_text("no image")
+    broken = FilePixels((files.paths[0], cut, files.paths[1], text), files.cache)
+    with pytest.raises(UsageError) as caught:
+        broken.decode(8)
+    message = str(caught.value)
+    assert message.startswith("2 of 4 images cannot be decoded")
+    assert f"{cut} (" in message
+    assert f"{text} (not an image)" in message
+    assert list(files.cache.iterdir()) == []
+
+
+def test_of_many_broken_images_ten_are_listed(tmp_path: Path) -> None:
+    paths = tuple(tmp_path / f"{number:02d}.png" for number in range(12))
+    for path in paths:
+        path.write_text("no image")
+    with pytest.raises(UsageError, match="12 of 12") as caught:
+        FilePixels(paths, tmp_path / "cache").decode(8)
+    assert str(caught.value).count(".png") == 10
+
+
+def test_a_vanished_file_is_named(files: FilePixels) -> None:
+    files.paths[1].unlink()
+    with pytest.raises(UsageError, match=r"1\.png cannot be read"):
+        files.decode(8)
+
+
+def test_cache_is_readable_by_its_group_as_any_new_file(files: FilePixels, tmp_path: Path) -> None:
+    files.decode(8)
+    [cached] = files.cache.iterdir()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert stat.S_IMODE(cached.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_arrays_are_delivered_as_they_are_or_resampled() -> None:
+    images = np.full((2, 8, 8, 3), 7, np.uint8)
+    stored = ArrayPixels(images)
+    assert stored.native_size == 8
+    assert np.array_equal(stored.decode(8), images)
+    assert np.array_equal(stored.decode(32), np.full((2, 32, 32, 3), 7))

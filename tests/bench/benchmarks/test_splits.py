@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.benchmarks.base import Scale, Side, Source
+from bench.benchmarks.pixels import ArrayPixels
+from bench.benchmarks.splits import (
+    class_order,
+    divide,
+    hold_out,
+    listed,
+    make_split,
+    stratified,
+    task_sizes,
+)
+from methods.errors import MissingError, UsageError
+
+ALL = Scale(train_per_class=None, test_per_class=None, epochs=1, batch_size=1)
+
+
+def labelled(counts: list[int]) -> tuple[np.ndarray, list[str]]:
+    """`counts[c]` images of each class c, in class order."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return labels, [f"class{label}/{row}" for row, label in enumerate(labels)]
+
+
+def side_of(counts: list[int], prefix: str = "") -> Side:
+    labels, ids = labelled(counts)
+    names = tuple(prefix + name for name in ids)
+    return Side(names, labels, ArrayPixels(np.zeros((len(ids), 2, 2, 3), np.uint8)))
+
+
+def source_of(train: list[int], test: list[int]) -> Source:
+    return Source(tuple(f"class{c}" for c in range(len(train))), side_of(train), side_of(test, "test-"))
+
+
+class ClosedPixels:
+    """Stands for images that must not be read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"the test images' {name} was asked for")
+
+
+some_counts = st.lists(st.integers(2, 30), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("classes", "seed", "beginning"),
+    [
+        (100, 1, (53, 37, 65, 51, 4, 20, 38, 9, 10, 81)),
+        (100, 2, (0, 76, 61, 63, 1, 71, 2, 6, 16, 19)),
+        (200, 1, (33, 146, 79, 19, 23, 131, 12, 187, 174, 32)),
+        (100, 0, tuple(range(10))),
+    ],
+)
+def test_class_orders_are_the_published_ones(classes: int, seed: int, beginning: tuple[int, ...]) -> None:
+    assert class_order(classes, seed)[:10] == beginning
+
+
+@given(st.integers(1, 300), st.integers(0, 10_000))
+def test_class_order_holds_every_class_once(classes: int, seed: int) -> None:
+    assert sorted(class_order(classes, seed)) == list(range(classes))
+
+
+def test_negative_seed_is_refused() -> None:
+    with pytest.raises(UsageError, match="seed -1 is negative"):
+        class_order(10, -1)
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
+def test_task_sizes_drop_nothing_and_differ_by_one(case: tuple[int, int]) -> None:
+    classes, tasks = case
+    sizes = task_sizes(classes, tasks)
+    assert len(sizes) == tasks
+    assert sum(sizes) == classes
+    assert max(sizes) - min(sizes) <= 1
+    assert list(sizes) == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("tasks", [0, -1, 11])
+def test_impossible_number_of_tasks_says_what_is_legal(tasks: int) -> None:
+    with pytest.raises(UsageError, match="between 1 and 10"):
+        task_sizes(10, tasks)
+
+
+@given(some_counts, st.integers(1, 40))
+def test_stratified_caps_each_class(counts: list[int], cap: int) -> None:
+    labels, ids = labelled(counts)
+    rows = stratified(labels, ids, cap)
+    assert np.bincount(labels[rows]).tolist() == [min(count, cap) for count in counts]
+    assert len(set(rows)) == len(rows)
+
+
+@given(some_counts)
+def test_a_larger_cap_keeps_the_smaller_ones_images(counts: list[int]) -> None:
+    labels, ids = labelled(counts)
+    assert set(stratified(labels, ids, 3)) <= set(stratified(labels, ids, 5))
+
+
+@given(some_counts, st.sampled_from([0.1, 0.2, 0.5]))
+def test_hold_out_partitions_and_is_stratified(counts: list[int], fraction: float) -> None:
+    labels, ids = labelled(counts)
+    kept, held = hold_out(labels, ids, fraction)
+    assert sorted([*kept, *held]) == list(range(len(ids)))
+    for label, count in enumerate(counts):
+        share = int((labels[held] == label).sum())
+        assert 1 <= share < count
+        assert abs(share - count * fraction) < 1 or share == 1
+
+
+def test_hold_out_of_imagenet_rs_size_gives_its_published_sizes() -> None:
+    counts = [51 + label for label in range(199)]
+    counts.append(30_000 - sum(counts))
+    kept, held = hold_out(*labelled(counts), 0.2)
+    assert (len(kept), len(held)) == (24_000, 6_000)
+
+
+@given(some_counts, st.randoms(use_true_random=False))
+def test_choices_do_not_depend_on_file_order(counts: list[int], shuffler: object) -> None:
+    labels, ids = labelled(counts)
+    order = list(range(len(ids)))
+    shuffler.shuffle(order)  # type: ignore[attr-defined]
+    shuffled = labels[order], [ids[row] for row in order]
+
+    def chosen(rows: np.ndarray, names: list[str]) -> set[str]:
+        return {names[row] for row in rows}
+
+    assert chosen(hold_out(labels, ids, 0.2)[1], ids) == chosen(hold_out(*shuffled, 0.2)[1], shuffled[1])
+    assert chosen(stratified(labels, ids, 2), ids) == chosen(stratified(*shuffled, 2), shuffled[1])
+
+
+def test_choices_are_the_same_on_every_machine() -> None:
+    labels, ids = labelled([10, 10])
+    assert hold_out(labels, ids, 0.2)[1].tolist() == [7, 8, 12, 16]  # frozen: changing it changes every split
+
+
+def test_a_class_of_one_image_cannot_be_held_out_from() -> None:
+    with pytest.raises(UsageError, match="class of 'class1/3' has one image"):
+        hold_out(*labelled([3, 1]), 0.2)
+
+
+def test_test_split_takes_both_sides_whole() -> None:
+    split = make_split(source_of([4, 6], [3, 3]), tasks=2, seed=0, scale=ALL, eval_on="test")
+    assert split.train_rows.tolist() == list(range(10))
+    assert split.test_rows.tolist() == list(range(6))
+    assert (split.test_side, split.task_sizes) == ("test", (1, 1))
+
+
+def test_validation_is_a_part_of_training_and_leaves_the_test_side_closed() -> None:
+    source = source_of([10, 20], [5, 5])
+    closed = dataclasses.replace(source, test=dataclasses.replace(source.test, pixels=ClosedPixels(10)))
+    split = make_split(closed, tasks=2, seed=0, scale=ALL, eval_on="validation")
+    assert sorted([*split.train_rows, *split.test_rows]) == list(range(30))
+    assert np.bincount(source.train.labels[split.test_rows]).tolist() == [2, 4]
+    assert split.test_side == "validation"
+
+
+def test_caps_apply_after_validation_was_held_out() -> None:
+    source = source_of([10, 20], [5, 5])
+    small = Scale(train_per_class=3, test_per_class=1, epochs=1, batch_size=1)
+    whole = make_split(source, tasks=2, seed=0, scale=ALL, eval_on="validation")
+    capped = make_split(source, tasks=2, seed=0, scale=small, eval_on="validation")
+    assert np.bincount(source.train.labels[capped.train_rows]).tolist() == [3, 3]
+    assert np.bincount(source.train.labels[capped.test_rows]).tolist() == [1, 1]
+    assert set(capped.train_rows) <= set(whole.train_rows)
+    assert set(capped.test_rows) <= set(whole.test_rows)
+
+
+def test_split_hash_is_of_the_images_and_not_of_the_order() -> None:
+    source = source_of([10, 20], [5, 5])
+
+    def sha(**changed: object) -> str:
+        asked = {"tasks": 2, "seed": 0, "scale": ALL, "eval_on": "test"} | changed
+        return make_split(source, **asked).sha256  # type: ignore[arg-type]
+
+    assert sha() == sha(seed=3) == sha(tasks=1)
+    smaller = Scale(train_per_class=4, test_per_class=None, epochs=1, batch_size=1)
+    assert len({sha(), sha(eval_on="validation"), sha(scale=smaller)}) == 3
+
+
+def test_split_hash_tells_the_sides_apart() -> None:
+    pool = side_of([3])
+    early, late = (divide(("class0",), pool, (np.arange(cut), np.arange(cut, 3))) for cut in (1, 2))
+    first, second = (make_split(s, tasks=1, seed=0, scale=ALL, eval_on="test") for s in (early, late))
+    assert first.sha256 != second.sha256
+
+
+@pytest.fixture
+def split_list(tmp_path: Path) -> Callable[..., Path]:
+    def write(*rows: str, header: str = "split,id") -> Path:
+        path = tmp_path / "split.csv"
+        path.write_text("\n".join([header, *rows]) + "\n")
+        return path
+
+    return write
+
+
+IDS = ["a/1", "a/2", "b/1", "b/2"]
+
+
+def test_external_list_may_move_any_image_and_leave_some_out(split_list: Callable[..., Path]) -> None:
+    train, test = listed(IDS, split_list("train,b/2", "test,a/1", "train,a/2", "test,b/1"))
+    assert (train.tolist(), test.tolist()) == ([1, 3], [0, 2])
+    train, test = listed(IDS, split_list("train,a/2", "test,a/1"))
+    assert (train.tolist(), test.tolist()) == ([1], [0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (("train,a/1", "test,c/9"), "1 images that this benchmark does not have: c/9"),
+        (("train,a/1", "train,a/1"), "more than once: a/1"),
+        (("train,a/1", "test,a/1"), "more than once: a/1"),
+        (("dev,a/1",), "row 2: 'dev,a/1' must be"),
+        (("train,a/1,0",), "row 2: 'train,a/1,0' must be"),
+    ],
+)
+def test_wrong_external_list_names_the_rows(
+    rows: tuple[str, ...], sentence: str, split_list: Callable[..., Path]
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        listed(IDS, split_list(*rows))
+
+
+def test_external_list_needs_its_header(split_list: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="must begin with the line 'split,id', not 'id,split'"):
+        listed(IDS, split_list("train,a/1", header="id,split"))
+
+
+def test_absent_external_list_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"nowhere\.csv"):
+        listed(IDS, tmp_path / "nowhere.csv")
+
+
+def test_a_class_without_test_images_is_named() -> None:
+    pool = side_of([2, 2])
+    with pytest.raises(UsageError, match="1 of 2 classes have no test image: class1"):
+        divide(("class0", "class1"), pool, (np.array([0, 2, 3]), np.array([1])))

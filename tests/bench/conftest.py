@@ -1,0 +1,38 @@
+"""Synthetic images as a benchmark delivers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.cli import main
+from tests.conftest import synthetic
+
+
+def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images (n, 16, 16, 3) and labels (n,) of six classes."""
+    x, y = synthetic(per_class)
+    pixels = ((x.clamp(-3, 3) + 3) / 6 * 255).byte().permute(0, 2, 3, 1)
+    return pixels.numpy(), y.numpy()
+
+
+@pytest.fixture
+def cli(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Run a command in an empty folder, with no data on the machine; gives (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALLORA_BENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(list(arguments))
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run

@@ -1,0 +1,297 @@
+"""The command line as a user meets it: what it answers to mistakes, and a grid from start to report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench.record import RECORD_NAME, read
+from tests.conftest import tiny_vit
+
+TINY = ("--weights", "random", "--scale", "smoke", "--seeds", "0")
+GRID = ("run", "--methods", "ncm,linear-probe", *TINY)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+BAD = {
+    "unknown method": (["--methods", "nmc"], "unknown method 'nmc'; did you mean 'ncm'"),
+    "unknown benchmark": (["--benchmarks", "cifar10"], "did you mean 'cifar100'"),
+    "unknown option of the command": (["--benchmark", "digits"], "did you mean '--benchmarks'"),
+    "unknown hyper-parameter": (["--set", "ncm.metrik=cosine"], "did you mean 'metric'"),
+    "unknown option in a variant": (["--methods", "finetune:rang=3"], "did you mean 'rank'"),
+    "unknown option of a benchmark": (["--benchmarks", "digits:x=1"], "unknown option of digits 'x'"),
+    "value of the wrong type": (["--methods", "finetune", "--set", "finetune.rank=big"], "got 'big'"),
+    "value out of bounds": (["--methods", "finetune:rank=0"], "got 0"),
+    "unknown protocol option": (["--set", "protocol.epoch=1"], "did you mean 'epochs'"),
+    "more tasks than classes": (["--tasks", "11"], "11 tasks cannot be cut from 10 classes"),
+    "tasks that are no number": (["--tasks", "ten"], "got 'ten'"),
+    "missing data": (["--benchmarks", "digits,imagenet-r"], "imagenet-r"),
+    "missing weights file": (["--weights", "absent.safetensors"], "'absent.safetensors' does not exist"),
+    "ambiguous backbone": (["--backbone", "vit_tiny_patch16_224"], "give the full tag, one of"),
+    "unknown backbone": (["--backbone", "vit_tiny_patch16_224.augreg"], "did you mean"),
+    "image size that does not suit": (["--image-size", "33"], "multiples of its patch size, 4"),
+    "cuda where there is none": (["--device", "cuda"], "torch sees no CUDA device"),
+    "unknown executor": (["--executor", "ray"], "got 'ray'"),
+    "config file that is not there": (["--config", "grid.toml"], "cannot read the config file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
+def test_a_mistake_is_answered_in_a_sentence_and_nothing_is_written(
+    arguments, words, cli, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("bench.benchmarks.download.urlopen", no_network, raising=False)
+    defaults = dict(
+        zip(["--methods", "--weights", "--scale", "--seeds"], ["ncm", "random", "smoke", "0"], strict=True)
+    )
+    given = [part for k, v in defaults.items() if k not in arguments for part in (k, v)]
+    status, out, err = cli("run", *given, *arguments)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert words in err
+    assert "Traceback" not in err + out
+    assert not (tmp_path / "results").exists()
+
+
+def no_network(*args, **kwargs):
+    raise OSError("no network in tests")
+
+
+def test_weights_of_another_architecture_are_refused(cli, tmp_path):
+    wrong = {k: v.clone() for k, v in tiny_vit().state_dict().items()}
+    save_file(wrong, str(tmp_path / "other.safetensors"))
+    status, _, err = cli("run", "--methods", "ncm", "--scale", "smoke", "--weights", "other.safetensors")
+    assert status == 2
+    assert "another architecture" in err
+
+
+def test_a_weights_file_that_is_none_is_refused(cli, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
+    status, _, err = cli("run", "--methods", "ncm", "--scale", "smoke", "--weights", "broken.safetensors")
+    assert status == 2
+    assert "not a readable safetensors file" in err
+
+
+def test_malformed_toml_and_unknown_keys_are_refused(cli, tmp_path):
+    path = tmp_path / "grid.toml"
+    for text, words in (
+        ("methods = [", "not valid TOML"),
+        ("sead = 1", "did you mean"),
+        ("set = 3", "is a table"),
+    ):
+        path.write_text(text)
+        status, _, err = cli("run", "--config", str(path))
+        assert status == 2
+        assert words in err
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_an_unwritable_results_folder_is_refused(cli, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir(mode=0o500)
+    status, _, err = cli(*GRID)
+    assert status == 2
+    assert "cannot write results" in err
+
+
+def test_a_results_folder_that_is_a_file_is_refused(cli, tmp_path):
+    (tmp_path / "results").write_text("mine")
+    status, _, err = cli(*GRID)
+    assert status == 2
+    assert "cannot write results" in err
+    assert (tmp_path / "results").read_text() == "mine"
+
+
+def test_a_grid_runs_is_reused_and_is_reported(cli, tmp_path):
+    status, out, _ = cli(*GRID)
+    assert status == 0
+    assert "linear-probe" in out
+    done = snapshot(tmp_path / "results")
+    assert len(done) == 2
+    status, out, _ = cli(*GRID)
+    assert status == 0
+    assert "2 done before, 0 to run" in out
+    assert snapshot(tmp_path / "results") == done
+    status, out, _ = cli("report")
+    assert status == 0
+    report = (tmp_path / "results" / "report" / "report.md").read_text()
+    assert "linear-probe" in report
+    assert "random weights" in report
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda t: t[: len(t) // 2], lambda t: t.replace('"schema": 1', '"schema": 99')]
+)
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_a_damaged_record_stops_the_command_and_stays_as_it_is(damage, command, cli, tmp_path):
+    cli(*GRID)
+    path = next((tmp_path / "results").glob(f"ncm*/{RECORD_NAME}"))
+    path.write_text(damage(path.read_text()))
+    before = snapshot(tmp_path / "results")
+    status, _, err = cli(*(GRID if command == "run" else ("report",)))
+    assert status == 2
+    assert str(path.parent.name) in err
+    assert snapshot(tmp_path / "results") == before
+    if command == "run":
+        assert cli(*GRID, "--rerun", "all")[0] == 0
+        assert read(path).status == "done"
+
+
+def test_a_dry_run_writes_nothing_and_tells_what_is_reused(cli, tmp_path):
+    cli("run", "--methods", "ncm", *TINY)
+    before = snapshot(tmp_path)
+    status, out, _ = cli(*GRID, "--dry-run")
+    assert status == 0
+    assert "2 cells, 1 to run" in out
+    assert "reused" in out
+    assert snapshot(tmp_path) == before
+
+
+def test_missing_data_can_be_skipped_with_the_reason_on_record(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.benchmarks.download.urlopen", no_network, raising=False)
+    arguments = (*GRID, "--benchmarks", "digits,imagenet-r", "--skip-missing")
+    status, out, _ = cli(*arguments)
+    assert status == 1
+    records = [read(path) for path in (tmp_path / "results").glob(f"*/{RECORD_NAME}")]
+    assert sorted(r.status for r in records) == ["done", "done", "skipped", "skipped"]
+    assert all("imagenet-r" in r.reason for r in records if r.status == "skipped")
+    assert "skipped" in out
+
+
+def test_a_config_file_is_overridden_by_the_command_line(cli, tmp_path):
+    (tmp_path / "grid.toml").write_text(
+        'methods = ["linear-probe"]\nweights = "random"\nscale = "smoke"\nseeds = [0, 1]\ntasks = 2\n'
+        "[set]\nprotocol.epochs = 2\nlinear-probe.lr = 0.5\n"
+    )
+    status, _, _ = cli("run", "--config", "grid.toml", "--seeds", "3")
+    assert status == 0
+    (record,) = [read(path) for path in (tmp_path / "results").glob(f"*/{RECORD_NAME}")]
+    assert (record.seed, record.tasks, record.method) == (3, 2, "linear-probe:lr=0.5")
+    assert record.config["protocol"]["epochs"] == 2
+    assert record.config["method"]["options"]["lr"] == 0.5
+
+
+def test_a_failing_cell_is_recorded_and_tried_again_while_the_rest_goes_on(cli, tmp_path, monkeypatch):
+    from methods.ncm import Ncm
+
+    def broken(self, strategy):
+        raise RuntimeError("the disk\nis on fire")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ncm, "begin", broken)
+        status, out, _ = cli(*GRID)
+    assert status == 1
+    assert "1 of 2 cells are not done" in out
+    path = next((tmp_path / "results").glob(f"ncm*/{RECORD_NAME}"))
+    assert read(path).reason == "RuntimeError: the disk is on fire"
+    assert "in broken" in (path.parent / "traceback.txt").read_text()
+    assert cli(*GRID, "--rerun", "failed")[0] == 0
+    assert read(path).status == "done"
+    assert not (path.parent / "traceback.txt").exists()
+
+
+def test_a_run_that_diverges_and_one_out_of_memory_have_their_own_status(cli, tmp_path, monkeypatch):
+    status, _, _ = cli("run", "--methods", "linear-probe:lr=1e38", *TINY, "--set", "protocol.epochs=3")
+    assert status == 1
+    (path,) = (tmp_path / "results").glob(f"*/{RECORD_NAME}")
+    assert read(path).status == "diverged"
+    assert "lower learning rate" in read(path).reason
+
+    from methods.ncm import Ncm
+
+    def greedy(self, strategy):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Ncm, "begin", greedy)
+    assert cli("run", "--methods", "ncm", *TINY)[0] == 1
+    (path,) = (tmp_path / "results").glob(f"ncm*/{RECORD_NAME}")
+    assert read(path).status == "oom"
+
+
+def test_ctrl_c_leaves_valid_records_and_says_how_to_go_on(cli, tmp_path, monkeypatch):
+    from methods.linear_probe import LinearProbe
+
+    def interrupted(self, strategy):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LinearProbe, "begin", interrupted)
+        status, out, _ = cli("run", "--methods", "ncm,linear-probe", *TINY)
+    assert status == 1
+    assert "1 of 2 cells finished" in out
+    statuses = {read(p).method: read(p).status for p in (tmp_path / "results").glob(f"*/{RECORD_NAME}")}
+    assert statuses == {"ncm": "done", "linear-probe": "interrupted"}
+    assert cli(*GRID)[0] == 0
+
+
+def without_times(record) -> dict:
+    plain = record.model_dump(mode="json")
+    for part, names in {"cost": ["train_seconds", "eval_seconds"], "manifest": ["started", "ended"]}.items():
+        for name in names:
+            plain[part].pop(name)
+    return plain
+
+
+def test_the_same_command_twice_gives_equal_records_but_for_times(cli, tmp_path):
+    runs = []
+    for _ in range(2):
+        arguments = ("--methods", "finetune,joint,ncm", "--set", "protocol.augmentation=crop-flip")
+        assert cli("run", *arguments, *TINY, "--rerun", "all")[0] == 0
+        paths = sorted((tmp_path / "results").glob(f"*/{RECORD_NAME}"))
+        runs.append([without_times(read(path)) for path in paths])
+    assert len(runs[0]) == 3
+    assert runs[0] == runs[1]
+
+
+def test_methods_of_one_seed_see_the_same_classes_in_the_same_order(cli, tmp_path):
+    cli("run", "--methods", "finetune,ncm", "--weights", "random", "--scale", "smoke", "--seeds", "0,1")
+    records = [read(path) for path in (tmp_path / "results").glob(f"*/{RECORD_NAME}")]
+    orders = {seed: {tuple(r.class_order) for r in records if r.seed == seed} for seed in (0, 1)}
+    assert [len(found) for found in orders.values()] == [1, 1]
+    assert orders[0] != orders[1]
+
+
+def test_validation_never_opens_the_test_images(cli, tmp_path):
+    cli("run", "--methods", "ncm", *TINY, "--eval-on", "validation")
+    cli("run", "--methods", "ncm", *TINY)
+    records = [read(path) for path in (tmp_path / "results").glob(f"*/{RECORD_NAME}")]
+    assert len({r.manifest.split_sha256 for r in records}) == 2
+    assert {r.config["eval_on"] for r in records} == {"test", "validation"}
+
+
+def test_list_tells_what_exists_and_whether_its_data_are_here(cli):
+    status, out, _ = cli("list", "--json")
+    assert status == 0
+    listed = {item["name"]: item for item in json.loads(out)}
+    assert {"finetune", "linear-probe", "ncm", "joint", "digits", "cifar100"} <= set(listed)
+    assert listed["cifar100"]["data"] == "not on this machine"
+    assert "digits" in cli("list")[1]
+
+
+HEAVY = {"torch", "timm", "avalanche", "torchvision", "sklearn", "pandas", "matplotlib", "seaborn", "scipy"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["list"], ["report", "--help"], ["run", "--methods", "x"]]
+)
+def test_starting_up_imports_nothing_heavy(arguments, tmp_path):
+    code = (
+        "import sys; from bench.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.strip().splitlines()[-1] == "HEAVY []"

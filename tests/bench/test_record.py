@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bench.metrics import accuracy_matrix, compute_all
+from bench.record import RECORD_NAME, SCHEMA, Record, RecordError, read, read_all, to_json, write
+from methods.errors import UsageError
+
+CORRECT: list[list[int | None]] = [[9, None], [6, 10]]
+COUNTS = [10, 20]
+
+MANIFEST = {
+    "versions": {"torch": "2.9", "python": "3.12"},
+    "device": "cpu: a processor",
+    "threads": 2,
+    "precision": "fp32",
+    "backbone": "micro",
+    "backbone_sha256": "ab" * 32,
+    "data_sha256": "cd" * 32,
+    "split_sha256": "ef" * 32,
+    "commit": None,
+    "dirty": None,
+    "started": "2025-01-31T12:00:00+00:00",
+    "ended": "2025-01-31T12:01:00Z",
+}
+
+COST = {
+    "train_seconds": [1.5, None],
+    "eval_seconds": [0.5, 0.5],
+    "latency": {
+        "1": {"samples": [0.1, 0.2, 0.3], "median": 0.2, "p95": 0.29, "p99": 0.298, "n": 3},
+        "64": None,
+    },
+    "throughput": 120.0,
+    "peak_memory": {"kind": "rss", "training": 1000, "inference": None},
+    "flops": 17,
+    "parameters": {"trainable": [5, 6], "stored": [5, 11], "deployed": [100, 106]},
+}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A valid record's content, as it lies on disk, with top-level fields changed."""
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        "reason": None,
+        "method": "duallora:gate=none",
+        "benchmark": "digits",
+        "seed": 0,
+        "tasks": 2,
+        "config": {"protocol": {"name": "common", "epochs": 3}},
+        "class_order": [1, 0, 3, 2],
+        "correct": CORRECT,
+        "counts": COUNTS,
+        "accuracy_matrix": accuracy_matrix(CORRECT, COUNTS),
+        "metrics": compute_all(CORRECT, COUNTS),
+        "cost": COST,
+        "manifest": MANIFEST,
+    } | changes
+
+
+RESULTS = ("correct", "counts", "accuracy_matrix", "metrics")
+NO_RESULT: dict[str, Any] = dict.fromkeys(RESULTS)
+
+
+def test_fields_are_those_of_the_contract_in_their_order() -> None:
+    assert list(json.loads(to_json(Record.model_validate(content())))) == list(content())
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    record = Record.model_validate(content())
+    path = write(record, tmp_path / "cell")
+    assert path == tmp_path / "cell" / RECORD_NAME
+    assert read(path) == record
+    assert record.cost is not None
+    assert record.cost.latency is not None
+    assert list(record.cost.latency) == [1, 64]
+
+
+def test_equal_records_give_equal_bytes() -> None:
+    turned = json.loads(json.dumps(content()))
+    for part in (turned["manifest"], turned["config"]["protocol"], turned["metrics"], turned["cost"]):
+        items = list(part.items())
+        part.clear()
+        part.update(reversed(items))
+    assert to_json(Record.model_validate(turned)) == to_json(Record.model_validate(content()))
+
+
+def test_a_record_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Record.model_validate(content()).seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "diverged", "interrupted", "skipped"])
+def test_an_unfinished_cell_keeps_its_reason_and_holds_no_result(status: str) -> None:
+    record = Record.model_validate(
+        content(status=status, reason="It went wrong.", class_order=None, cost=None, **NO_RESULT)
+    )
+    assert not record.done
+    with pytest.raises(ValidationError, match="there is no reason"):
+        Record.model_validate(content(status=status, reason=" ", **NO_RESULT))
+    with pytest.raises(ValidationError, match="there are results: metrics"):
+        Record.model_validate(
+            content(status=status, reason="Why.", **NO_RESULT | {"metrics": content()["metrics"]})
+        )
+
+
+def test_the_joint_reference_evaluates_the_last_row_only() -> None:
+    correct = [[None, None], [9, 10]]
+    record = Record.model_validate(
+        content(
+            correct=correct,
+            accuracy_matrix=accuracy_matrix(correct, COUNTS),
+            metrics=compute_all(correct, COUNTS),
+        )
+    )
+    assert record.metrics is not None
+    assert record.metrics["forgetting"] is None
+
+
+WRONG = {
+    "reason of a done cell": ({"reason": "Why not."}, "a reason is given"),
+    "no metrics": ({"metrics": None}, "metrics is null"),
+    "no class order": ({"class_order": None}, "class_order is null"),
+    "a class twice": ({"class_order": [0, 1, 1]}, "twice"),
+    "too few rows": ({"correct": [[9, None]]}, "2 rows of 2"),
+    "a short row": ({"correct": [[9], [6, 10]]}, "2 rows of 2"),
+    "too many counts": ({"counts": [10, 20, 30]}, "2 entries"),
+    "evaluated before learnt": ({"correct": [[9, 0], [6, 10]]}, "above the diagonal"),
+    "more hits than images": ({"correct": [[11, None], [6, 10]]}, "11 of 10"),
+    "negative hits": ({"correct": [[-1, None], [6, 10]]}, "-1 of 10"),
+    "task without images": ({"counts": [0, 20], "correct": [[0, None], [0, 10]]}, "at least one test image"),
+    "matrix of other numbers": ({"accuracy_matrix": [[0.8, None], [0.6, 0.5]]}, "not correct divided"),
+    "matrix of another shape": ({"accuracy_matrix": [[0.9], [0.6, 0.5]]}, "not correct divided"),
+    "a metric changed": (
+        {"metrics": compute_all(CORRECT, COUNTS) | {"forgetting": 0.1}},
+        "forgetting is 0.1",
+    ),
+    "a metric nulled": (
+        {"metrics": compute_all(CORRECT, COUNTS) | {"forgetting": None}},
+        "forgetting is None",
+    ),
+    "a metric more": ({"metrics": compute_all(CORRECT, COUNTS) | {"fwt": 0.1}}, "fwt"),
+    "an unknown field": ({"extra": 1}, "extra"),
+    "an unknown status": ({"status": "ok"}, "status"),
+    "infinite time": ({"cost": COST | {"train_seconds": [1.0, float("inf")]}}, "finite"),
+    "nan in the config": ({"config": {"lr": float("nan")}}, "finite"),
+    "a time too many": ({"cost": COST | {"train_seconds": [1.0, 1.0, 1.0]}}, "3 entries for 2 tasks"),
+    "samples missing": (
+        {"cost": COST | {"latency": {"1": {"samples": [], "median": 1, "p95": 1, "p99": 1, "n": 1}}}},
+        "0 samples",
+    ),
+    "local time": ({"manifest": MANIFEST | {"started": "2025-01-31T12:00:00+01:00"}}, "UTC"),
+    "not a time": ({"manifest": MANIFEST | {"ended": "yesterday"}}, "isoformat"),
+}
+
+
+@pytest.mark.parametrize(("changes", "complaint"), WRONG.values(), ids=WRONG.keys())
+def test_a_contradiction_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Record.model_validate(content(**changes))
+
+
+def test_numbers_may_differ_by_rounding_only() -> None:
+    matrix = [[0.9 + 1e-14, None], [0.6, 0.5]]
+    assert Record.model_validate(content(accuracy_matrix=matrix)).done
+
+
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "cut in half": (json.dumps(content()).encode()[:300], "not whole JSON"),
+    "empty": (b"", "not whole JSON"),
+    "another schema": (json.dumps(content(schema=99)).encode(), "schema 99, and this version reads schema 1"),
+    "no schema": (b"{}", "schema None"),
+    "not an object": (b"[1, 2]", "holds a list"),
+    "not text": (b"\xff\xfe\x00", "not UTF-8"),
+    "invalid": (json.dumps(content(seed=-1)).encode(), "seed: Input should be greater"),
+    "nan": (json.dumps(content(cost={"throughput": float("nan")})).encode(), "finite"),
+}
+
+
+@pytest.mark.parametrize(("data", "complaint"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path, data: bytes, complaint: str) -> None:
+    path = tmp_path / "cell" / RECORD_NAME
+    path.parent.mkdir()
+    path.write_bytes(data)
+    for reader in (lambda: read(path), lambda: read_all(tmp_path)):
+        with pytest.raises(RecordError, match=complaint) as caught:
+            reader()
+        assert str(path) in str(caught.value)
+        assert "--rerun all" in str(caught.value)
+
+
+def test_a_missing_record_is_a_record_error(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="cannot be read"):
+        read(tmp_path / RECORD_NAME)
+
+
+def test_a_write_that_fails_leaves_the_old_record_and_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Record.model_validate(content())
+    path = write(first, tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(Record.model_validate(content(seed=1)), tmp_path)
+    assert read(path) == first
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_second_write_replaces_the_first(tmp_path: Path) -> None:
+    write(Record.model_validate(content()), tmp_path)
+    path = write(Record.model_validate(content(seed=7)), tmp_path)
+    assert read(path).seed == 7
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_all_records_come_by_folder_name(tmp_path: Path) -> None:
+    for name, seed in (("b", 1), ("a", 2), ("c", 0)):
+        write(Record.model_validate(content(seed=seed)), tmp_path / name)
+    (tmp_path / "published").mkdir()
+    (tmp_path / "notes.txt").write_text("not a cell")
+    assert [record.seed for record in read_all(tmp_path)] == [2, 1, 0]
+
+
+def test_an_empty_folder_has_no_record(tmp_path: Path) -> None:
+    assert read_all(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(UsageError, match="cannot read the results folder") as caught:
+            read_all(folder)
+        assert str(folder) in str(caught.value)
+
+
+def test_reading_records_imports_nothing_heavy() -> None:
+    code = "import sys, bench.record; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "pandas", "matplotlib", "scipy", "avalanche", "timm"}
+    assert not heavy & set(done.stdout.split())

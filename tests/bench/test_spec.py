@@ -1,0 +1,163 @@
+"""Settings, cells and their identity."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.spec import (
+    Cell,
+    Choice,
+    Component,
+    Protocol,
+    label_of,
+    make_protocol,
+    parse_choice,
+    parse_value,
+    read_toml,
+    settings_from,
+)
+from methods.errors import UsageError
+
+PROTOCOL = {"backbone": "b", "image_size": 32, "epochs": 1, "batch_size": 8}
+GRID = {"methods": ["finetune", "ncm"], "benchmarks": ["digits"]}
+
+
+def cell(**changes) -> Cell:
+    fields = {
+        "method": Component(name="finetune", label="finetune", options={"rank": 10}),
+        "benchmark": Component(name="digits", label="digits", options={}),
+        "seed": 0,
+        "scale": "full",
+        "eval_on": "test",
+        "device": "cpu",
+        "tasks": 5,
+        "task_sizes": (2,) * 5,
+        "class_order": tuple(range(10)),
+        "split_sha256": "a",
+        "backbone_sha256": "b",
+        "protocol": Protocol(**PROTOCOL),
+    }
+    return Cell(**{**fields, **changes})
+
+
+def test_a_choice_reads_typed_options():
+    choice = parse_choice("duallora:gate=none+rank=8+lr=1e-3+layers=[0, 1]+flag=true")
+    assert choice.name == "duallora"
+    assert choice.options == {"gate": "none", "rank": 8, "lr": 1e-3, "layers": [0, 1], "flag": True}
+
+
+def test_a_label_names_its_options_in_order():
+    assert Choice(name="a", options={"z": 1, "b": "x"}).label == "a:b=x+z=1"
+    assert label_of("a", {}) == "a"
+
+
+@given(
+    st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.integers() | st.booleans(), max_size=4)
+)
+def test_a_label_parses_back_to_its_choice(options):
+    assert parse_choice(label_of("name", options)) == Choice(name="name", options=options)
+
+
+@pytest.mark.parametrize("text", ["", ":", "a:", "a:rank", "a:=3"])
+def test_a_choice_that_cannot_be_read_says_what_is_legal(text):
+    with pytest.raises(UsageError, match="legal: "):
+        parse_choice(text)
+
+
+def test_values_are_toml_or_text():
+    assert parse_value("none") == "none"
+    assert parse_value("'8'") == "8"
+    assert parse_value("8") == 8
+
+
+def test_set_reaches_its_owner_and_a_variant_wins_over_it():
+    values = {**GRID, "methods": ["finetune", "finetune:rank=2", "ncm"]}
+    settings = settings_from(values, [("finetune.rank", 4), ("protocol.epochs", 7)])
+    assert [choice.label for choice in settings.methods] == ["finetune:rank=4", "finetune:rank=2", "ncm"]
+    assert settings.protocol_options == {"epochs": 7}
+
+
+@pytest.mark.parametrize(
+    ("values", "sets", "words"),
+    [
+        ({**GRID, "sead": 1}, [], "unknown setting 'sead'; did you mean 'seeds'"),
+        ({**GRID, "scale": "tiny"}, [], "scale: .*'smoke', 'quick' or 'full'.* got 'tiny'"),
+        ({**GRID, "tasks": "ten"}, [], "tasks: .*integer.* got 'ten'"),
+        ({**GRID, "tasks": 0}, [], "tasks: .*greater than or equal to 1.* got 0"),
+        ({**GRID, "seeds": ["0", "0"]}, [], "seeds are distinct"),
+        ({**GRID, "seeds": [-1]}, [], "seeds are distinct integers from 0"),
+        ({**GRID, "methods": ["ncm", "ncm"]}, [], "ncm given twice"),
+        ({**GRID, "methods": []}, [], "methods: .*at least 1"),
+        (GRID, [("nmc.metric", 1)], "unknown owner.*'nmc'; did you mean 'ncm'"),
+        (GRID, [("rank", 1)], "legal: owner.option=value"),
+        ({**GRID, "executor": "ray"}, [], "executor: .*'serial'.* got 'ray'"),
+    ],
+)
+def test_bad_settings_are_answered_in_a_sentence(values, sets, words):
+    with pytest.raises(UsageError, match=words):
+        settings_from(values, sets)
+
+
+def test_a_protocol_knows_its_fields():
+    assert make_protocol(PROTOCOL).head_init == "zero"
+    with pytest.raises(UsageError, match="did you mean 'epochs'"):
+        make_protocol({**PROTOCOL, "epoch": 3})
+    with pytest.raises(UsageError, match=r"protocol.schedule: .*got 'linear'"):
+        make_protocol({**PROTOCOL, "schedule": "linear"})
+
+
+CHANGES = {
+    "hyper-parameter": {"method": Component(name="finetune", label="finetune", options={"rank": 9})},
+    "benchmark option": {"benchmark": Component(name="digits", label="digits", options={"x": 1})},
+    "seed": {"seed": 1},
+    "scale": {"scale": "quick"},
+    "evaluated on": {"eval_on": "validation"},
+    "device": {"device": "cuda"},
+    "task sizes": {"task_sizes": (4, 3, 1, 1, 1)},
+    "class order": {"class_order": tuple(reversed(range(10)))},
+    "split": {"split_sha256": "c"},
+    "weights": {"backbone_sha256": "c"},
+    **{
+        field: {"protocol": Protocol(**{**PROTOCOL, field: value})}
+        for field, value in {
+            "epochs": 2,
+            "image_size": 64,
+            "precision": "bf16",
+            "normalisation": "unit",
+            "augmentation": "none",
+            "schedule": "coda",
+            "head_init": "default",
+            "backbone": "c",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_setting_is_another_cell(change):
+    assert cell(**change).id != cell().id
+
+
+def test_a_label_is_not_identity_and_the_folder_name_is_readable():
+    renamed = cell(method=Component(name="finetune", label="finetune", options={"rank": 10}))
+    assert renamed.id == cell().id
+    labelled = cell(method=Component(name="finetune", label="a/b c", options={"rank": 10}))
+    assert labelled.id.rpartition("-")[2] == cell().id.rpartition("-")[2]
+    assert labelled.id.startswith("a-b-c-digits-s0-")
+    assert cell().id.startswith("finetune-digits-s0-")
+
+
+def test_settings_and_cells_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        cell().seed = 3
+
+
+def test_a_config_file_that_is_no_toml_is_answered(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text("methods = [\n")
+    with pytest.raises(UsageError, match=r"grid.toml' is not valid TOML: ."):
+        read_toml(path)
+    with pytest.raises(UsageError, match="cannot read the config file"):
+        read_toml(tmp_path / "absent.toml")

@@ -1,0 +1,99 @@
+"""A method in Avalanche's own strategy, on a stream of three experiences with two classes each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from avalanche.benchmarks import class_incremental_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.supervised import Naive
+from torch.utils.data import TensorDataset
+
+from methods.registry import METHODS
+from tests.conftest import CLASSES, synthetic, tiny_vit
+
+ORDER = [4, 1, 0, 5, 3, 2]
+
+
+class Spy(SupervisedPlugin):
+    """Writes down, for every experience, what the contracts speak of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[list[float]] = []
+        self.in_optimizer: list[set[int]] = []
+        self.require_grad: list[set[int]] = []
+        self.fresh: list[bool] = []
+        self.evaluated: list[torch.Tensor] = []
+
+    def before_training_exp(self, strategy, *args, **kwargs):
+        self.losses.append([])
+        self.in_optimizer.append({id(p) for g in strategy.optimizer.param_groups for p in g["params"]})
+        self.require_grad.append({id(p) for p in strategy.model.parameters() if p.requires_grad})
+        self.fresh.append(not strategy.optimizer.state)
+
+    def after_training_iteration(self, strategy, *args, **kwargs):
+        self.losses[-1].append(strategy.loss.item())
+
+    def after_eval_iteration(self, strategy, *args, **kwargs):
+        self.evaluated.append(strategy.mb_output.clone())
+
+
+class Run:
+    """One method trained on the synthetic stream; `after` holds the model's tensors after each experience."""
+
+    def __init__(self, name: str, *, epochs: int = 4, seed: int = 0) -> None:
+        images, labels = synthetic()
+        data = TensorDataset(images, labels)
+        data.targets = labels.tolist()
+        sets = {"train": as_classification_dataset(data), "test": as_classification_dataset(data)}
+        self.benchmark = class_incremental_benchmark(sets, num_experiences=CLASSES // 2, class_order=ORDER)
+        self.model = tiny_vit()
+        self.before = copy_of(self.model)
+        torch.manual_seed(seed)
+        self.method, self.spy = METHODS[name].load()(), Spy()
+        self.strategy = Naive(
+            model=self.model,
+            optimizer=self.method.make_optimizer(self.model.parameters()),
+            train_mb_size=12,
+            train_epochs=epochs,
+            eval_mb_size=32,
+            plugins=[self.method, self.spy],
+            evaluator=None,
+        )
+        self.after: list[dict[str, torch.Tensor]] = []
+        for experience in self.benchmark.train_stream:
+            self.strategy.train(experience)
+            self.after.append(copy_of(self.model))
+        self.model.eval()
+
+
+def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def trained() -> Callable[[str], Run]:
+    """Each method is trained once for all contract tests, which only look."""
+    runs: dict[str, Run] = {}
+
+    def run(name: str) -> Run:
+        if name not in runs:
+            runs[name] = Run(name)
+        return runs[name]
+
+    return run
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return synthetic(per_class=3, seed=1)[0]
+
+
+@pytest.fixture
+def labelled() -> tuple[Any, Any]:
+    return synthetic(per_class=10, seed=1)

@@ -1,0 +1,162 @@
+"""What every registered method promises. A new method is tested by being registered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from methods.errors import UsageError
+from methods.registry import METHODS
+from tests.conftest import tiny_vit
+from tests.methods.conftest import Run, copy_of
+
+pytestmark = pytest.mark.parametrize("name", list(METHODS))
+
+
+def test_a_seed_decides_everything(name, trained):
+    first, second = trained(name).after[-1], Run(name).after[-1]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_backbone_is_bit_identical_afterwards(name, trained):
+    run = trained(name)
+    frozen = [key for key in run.before if not key.startswith("head.") and not run.method.owns(key)]
+    assert frozen
+    assert [key for key in frozen if not torch.equal(run.before[key], run.after[-1][key])] == []
+
+
+def test_what_an_experience_leaves_behind_stays_as_promised(name, trained):
+    run = trained(name)
+    for task, then in enumerate(run.after):
+        for later in run.after[task:]:
+            assert all(torch.equal(then[key], later[key]) for key in run.method.promised(task))
+
+
+def test_the_loss_falls_in_every_experience_that_is_trained(name, trained):
+    losses = [seen for seen in trained(name).spy.losses if seen]
+    for seen in losses:
+        quarter = len(seen) // 4
+        assert sum(seen[-quarter:]) < 0.9 * sum(seen[:quarter])
+    assert bool(losses) == any(trained(name).spy.in_optimizer)
+
+
+def test_the_optimiser_holds_exactly_what_is_trainable_and_no_memory(name, trained):
+    spy = trained(name).spy
+    assert spy.in_optimizer == spy.require_grad
+    assert all(spy.fresh)
+
+
+def test_it_learns_more_than_chance_on_new_images(name, trained, labelled):
+    x, y = labelled
+    with torch.no_grad():
+        accuracy = (trained(name).model(x).argmax(1) == y).float().mean()
+    assert accuracy > 1.5 / 6
+
+
+def test_logits_depend_on_no_batch_mate_and_no_order(name, trained, images):
+    model = trained(name).model
+    with torch.no_grad():
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        permuted = model(images[order])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(permuted, together[order], atol=1e-5, rtol=1e-5)
+
+
+def test_the_task_id_is_not_read_at_test_time(name, trained):
+    run, outputs = trained(name), []
+    for claimed in (0, 2):
+        experience = run.benchmark.test_stream[1]
+        experience.current_experience = claimed
+        run.spy.evaluated.clear()
+        run.strategy.eval([experience])
+        outputs.append(torch.cat(run.spy.evaluated))
+    images = torch.stack([x for x, *_ in run.benchmark.test_stream[1].dataset])
+    assert torch.equal(outputs[0], outputs[1])
+    with torch.no_grad():
+        torch.testing.assert_close(run.model(images), outputs[0], atol=1e-5, rtol=1e-5)
+
+
+def test_only_classes_seen_can_be_predicted(name, images):
+    run = Run(name, epochs=1)
+    with torch.no_grad():
+        assert torch.isfinite(run.model(images)).all()
+    fresh = METHODS[name].load()()
+    state = {k: v for k, v in run.method.state().items() if not k.startswith("head.tasks.2.")}
+    if any(key.startswith("head.tasks.1.") for key in state) and not fresh.waits_for_all:
+        model = tiny_vit()
+        fresh.restore(model, state)
+        with torch.no_grad():
+            seen = torch.isfinite(model(images)).all(0)
+        assert seen.nonzero().flatten().tolist() == sorted([4, 1, 0, 5])
+
+
+def test_state_round_trips_to_the_same_logits(name, trained, images):
+    run = trained(name)
+    model = tiny_vit()
+    METHODS[name].load()().restore(model, run.method.state())
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(images), run.model(images))
+
+
+def test_a_state_that_does_not_fit_is_refused(name, trained):
+    state = {**trained(name).method.state(), "stranger": torch.zeros(1)}
+    with pytest.raises(UsageError, match="does not fit"):
+        METHODS[name].load()().restore(tiny_vit(), state)
+
+
+def test_the_state_holds_nothing_of_the_backbone_that_did_not_change(name, trained):
+    run = trained(name)
+    unchanged = {k for k in run.before if k in run.after[-1] and not k.startswith("head.")}
+    unchanged = {k for k in unchanged if torch.equal(run.before[k], run.after[-1][k])}
+    assert unchanged.isdisjoint(run.method.state())
+
+
+def test_a_model_carries_one_method(name):
+    model = tiny_vit()
+    cls = METHODS[name].load()
+    cls().attach(model)
+    with pytest.raises(UsageError, match="fresh"):
+        cls().attach(model)
+
+
+def test_attaching_draws_the_same_weights_whatever_the_model_holds(name):
+    """Initialisation comes from the seed alone, so that two runs of one seed start alike."""
+    states = []
+    for _ in range(2):
+        model = tiny_vit()
+        torch.manual_seed(3)
+        METHODS[name].load()().attach(model)
+        states.append(copy_of(model))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_every_hyper_parameter_says_what_it_is_and_where_its_value_comes_from(name):
+    fields = METHODS[name].load().Hyper.__pydantic_fields__
+    assert fields
+    for field in fields.values():
+        assert field.description
+        assert field.json_schema_extra["source"]
+
+
+def test_an_unknown_hyper_parameter_is_answered_with_the_legal_ones(name):
+    cls = METHODS[name].load()
+    known = next(iter(cls.Hyper.__pydantic_fields__))
+    with pytest.raises(UsageError, match=f"did you mean '{known}'"):
+        cls(**{known + "x": 1})
+
+
+def test_a_value_of_the_wrong_type_is_answered_with_what_was_got(name):
+    cls = METHODS[name].load()
+    known = next(iter(cls.Hyper.__pydantic_fields__))
+    with pytest.raises(UsageError, match=r"got \['nonsense'\]"):
+        cls(**{known: ["nonsense"]})
+
+
+def test_the_class_has_a_summary_and_a_name(name):
+    entry = METHODS[name]
+    assert entry.summary
+    assert entry.load().name == name

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from bench.metrics import accuracy_matrix, compute_all
+from bench.record import Record
+
+Make = Callable[..., Record]
+Correct = list[list[int | None]]
+
+PROTOCOL = {
+    "name": "common",
+    "backbone": "micro_vit",
+    "image_size": 32,
+    "epochs": 3,
+    "batch_size": 32,
+    "normalisation": "backbone",
+    "augmentation": "none",
+    "precision": "fp32",
+}
+
+MANIFEST: dict[str, Any] = {
+    "versions": {"python": "3.12.1", "torch": "2.9.0"},
+    "device": "cpu: a processor",
+    "threads": 2,
+    "precision": "fp32",
+    "backbone": "micro_vit",
+    "backbone_sha256": "ab" * 32,
+    "data_sha256": "cd" * 32,
+    "split_sha256": "ef" * 32,
+    "commit": "1234567",
+    "dirty": False,
+    "started": "2025-01-31T12:00:00+00:00",
+    "ended": "2025-01-31T12:01:00+00:00",
+    "command": "python -m bench run",
+}
+
+
+def simulated(seed: str, tasks: int, counts: list[int], skill: float, loss: float) -> Correct:
+    """Plausible counts: a task is learnt at about `skill` and loses about `loss` with each later one."""
+    source = random.Random(seed)
+    return [
+        [
+            round(counts[j] * min(1.0, max(0.0, skill - loss * (i - j) + source.uniform(-0.03, 0.03))))
+            if j <= i
+            else None
+            for j in range(tasks)
+        ]
+        for i in range(tasks)
+    ]
+
+
+def last_row_only(correct: Correct) -> Correct:
+    return [[None] * len(correct) for _ in correct[:-1]] + [correct[-1]]
+
+
+def _config(method: str, benchmark: str, seed: int, tasks: int, changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "method": {"name": method.partition(":")[0], "label": method, "options": {"rank": 4}},
+        "benchmark": {"name": benchmark.partition(":")[0], "label": benchmark, "options": {}},
+        "seed": seed,
+        "scale": "full",
+        "eval_on": "test",
+        "device": "cpu",
+        "tasks": tasks,
+        "task_sizes": [2] * tasks,
+        "protocol": deepcopy(PROTOCOL),
+    } | changes
+
+
+@pytest.fixture
+def make() -> Make:
+    """A factory of valid records; `config` and `manifest` are changes to the defaults."""
+
+    def record(
+        method: str = "finetune",
+        seed: int = 0,
+        benchmark: str = "digits",
+        *,
+        tasks: int = 3,
+        skill: float = 0.9,
+        loss: float = 0.1,
+        correct: Correct | None = None,
+        counts: list[int] | None = None,
+        joint: bool = False,
+        config: dict[str, Any] | None = None,
+        manifest: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Record:
+        counts = counts or [100 + 20 * j for j in range(tasks)]
+        correct = correct or simulated(f"{method} {seed}", tasks, counts, skill, loss)
+        correct = last_row_only(correct) if joint else correct
+        order = list(range(2 * tasks))
+        random.Random(seed).shuffle(order)
+        return Record.model_validate(
+            {
+                "schema": 1,
+                "status": "done",
+                "method": method,
+                "benchmark": benchmark,
+                "seed": seed,
+                "tasks": tasks,
+                "config": _config(method, benchmark, seed, tasks, config or {}),
+                "class_order": order,
+                "correct": correct,
+                "counts": counts,
+                "accuracy_matrix": accuracy_matrix(correct, counts),
+                "metrics": compute_all(correct, counts),
+                "cost": {
+                    "train_seconds": [1.25 + seed] * tasks,
+                    "parameters": {
+                        "trainable": [10 + j for j in range(tasks)],
+                        "stored": [1000 * (j + 1) for j in range(tasks)],
+                        "deployed": [10**6] * tasks,
+                    },
+                },
+                "manifest": MANIFEST | (manifest or {}),
+            }
+            | fields
+        )
+
+    return record
+
+
+@pytest.fixture
+def unfinished(make: Make) -> Make:
+    """A factory of records of cells that did not finish."""
+
+    def record(method: str, seed: int, status: str, reason: str, **fields: Any) -> Record:
+        results = ("class_order", "correct", "counts", "accuracy_matrix", "metrics", "cost")
+        whole = make(method, seed, **fields).model_dump(by_alias=True)
+        return Record.model_validate(whole | dict.fromkeys(results) | {"status": status, "reason": reason})
+
+    return record
+
+
+@pytest.fixture
+def records(make: Make, unfinished: Make) -> list[Record]:
+    """What a real folder holds: seeds, a failure, a skip, a single seed, a joint reference, two benchmarks."""
+    warned = {"warnings": ["contaminated: micro_vit was pre-trained on these images"]}
+    skipped = {"manifest": {"backbone_sha256": None, "data_sha256": None, "split_sha256": None}}
+    return [
+        *(make("finetune", seed, skill=0.95, loss=0.2) for seed in range(3)),
+        *(make("duallora:gate=none", seed, skill=0.9, loss=0.03) for seed in range(3)),
+        *(make("joint", seed, skill=0.96, loss=0.0, joint=True) for seed in range(3)),
+        make("l2p", 0, skill=0.85, loss=0.05),
+        unfinished("l2p", 1, "oom", "The device ran out of memory."),
+        unfinished("ncm", 0, "failed", "ValueError: bad | pipe"),
+        unfinished("coda-prompt", 0, "skipped", "No weights here.", **skipped),
+        *(make("finetune", seed, "cifar100", skill=0.8, manifest=warned) for seed in range(2)),
+        *(make("l2p", seed, "cifar100", skill=0.8, loss=0.02, manifest=warned) for seed in range(2)),
+    ]

@@ -125,7 +125,7 @@ def _timm_config(tag: str) -> Any:
 
 
 def local_weights(tag: str, weights: str | None, roots: Sequence[Path]) -> Path | None:
-    """The weights file on this machine: `weights` itself, the packaged one, in a data root, in the hub's cache.
+    """The weights file on this machine: `weights`, the packaged one, in a data root or in the hub's cache.
 
     Raises:
         MissingError: if `weights` is given and is no file.

@@ -156,7 +156,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from bench.plan import places_of, plan, unfinished
+    from bench.plan import check_images, places_of, plan, unfinished
 
     console = Console()
     planned = plan(settings, skip_missing=options.skip_missing)
@@ -165,6 +165,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.dry_run:
         return _show_plan(console, planned, todo)
     console.print(f"{len(planned)} cells: {len(planned) - len(todo)} done before, {len(todo)} to run")
+    check_images(todo, places_of(settings))
     command = shlex.join(["python", "-m", "bench", *arguments])
     if not _run_cells(console, todo, places_of(settings), command):
         return SOME_FAILED

@@ -5,12 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from bench.backbone import DEFAULT_BACKBONE, MICRO_NAME, MICRO_WEIGHTS, local_weights, micro_card, sha256_of
-from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import data_roots
-from bench.listing import Listed, listing
+from bench.listing import listing
 from bench.manifest import PACKAGES, device_name, git_state
 
 
@@ -62,11 +60,4 @@ def _data() -> Iterator[str]:
     yield f"data are looked for in: {', '.join(map(str, data_roots(None)))}"
     for item in listing():
         if item.kind == "benchmark":
-            yield _about(item)
-
-
-def _about(item: Listed) -> str:
-    where = f"benchmark {item.name}: {item.data}"
-    if Path(item.data or "").exists() or item.data == "needs an option":
-        return where
-    return f"{where}; running it downloads the data where a network exists ({BENCHMARKS[item.name].summary})"
+            yield f"benchmark {item.name}: {item.data}"

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import data_roots
-from methods.errors import UsageError
 from methods.registry import METHODS, Entry
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of the list. `data` is null for a method; else where the data are, or that they are not."""
+    """One line of the list. `data` is null for a method; else where the data are, or what to do about it."""
 
     kind: str
     name: str
@@ -32,11 +31,8 @@ def listing() -> list[Listed]:
 
 def _data(entry: Entry, roots: Sequence[Path]) -> str:
     cls = entry.load()
-    try:
-        found = cls(cls.Options()).locate(roots)
-    except (UsageError, ValueError, TypeError):
-        return "needs an option"
-    return str(found) if found else "not on this machine"
+    found = cls(cls.Options()).locate(roots)
+    return str(found) if found else str(cls.absent)
 
 
 def as_json(listed: Sequence[Listed]) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from bench import backbone
 from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import Benchmark, Source, data_roots
-from bench.benchmarks.splits import make_split
+from bench.benchmarks.loading import Arrays, load_arrays
+from bench.benchmarks.splits import Split, make_split
 from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
 from methods.errors import MissingError, UsageError
 from methods.hyper import as_plain, make_hyper
@@ -113,17 +114,9 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
 
 def _completed(cell: Cell, places: Places) -> Cell:
     """Add what only the data and the weights tell: the split, the class order, the weights' hash."""
-    source = open_source(cell.benchmark.name, cell.benchmark.frozen_options, places.roots)
+    split = split_of(cell, places)
     weights = find_backbone(cell.protocol.backbone, places.weights, places.roots)
     check_backbone(weights, cell.protocol.image_size)
-    benchmark = open_benchmark(cell.benchmark.name, cell.benchmark.frozen_options)
-    split = make_split(
-        source,
-        tasks=cell.tasks,
-        seed=cell.seed,
-        scale=benchmark.scales[cell.scale],
-        eval_on=cell.eval_on,
-    )
     return cell.model_copy(
         update={
             "task_sizes": split.task_sizes,
@@ -180,6 +173,44 @@ def open_benchmark(name: str, options: Sequence[tuple[str, Any]]) -> Benchmark[A
 def open_source(name: str, options: Sequence[tuple[str, Any]], roots: tuple[Path, ...]) -> Source:
     """The benchmark's data, opened once a process."""
     return open_benchmark(name, options).open(roots)
+
+
+def split_of(cell: Cell, places: Places) -> Split:
+    """Which images a cell trains and is tested on."""
+    name, options = cell.benchmark.name, cell.benchmark.frozen_options
+    return make_split(
+        open_source(name, options, places.roots),
+        tasks=cell.tasks,
+        seed=cell.seed,
+        scale=open_benchmark(name, options).scales[cell.scale],
+        eval_on=cell.eval_on,
+    )
+
+
+def images_of(cell: Cell, places: Places) -> Arrays:
+    """A cell's images, decoded. The last ones are kept: cells that share them follow each other.
+
+    Raises:
+        UsageError: naming every image that cannot be decoded.
+    """
+    return _images(cell.without_method(), places)
+
+
+@lru_cache(maxsize=1)
+def _images(cell: Cell, places: Places) -> Arrays:
+    name, options = cell.benchmark.name, cell.benchmark.frozen_options
+    return load_arrays(
+        open_source(name, options, places.roots),
+        split_of(cell, places),
+        cell.protocol.image_size,
+        open_benchmark(name, options).eval_crop,
+    )
+
+
+def check_images(planned: Sequence[Planned], places: Places) -> None:
+    """Decode what the cells will use, so that a broken image shows before training starts."""
+    for cell in dict.fromkeys(item.cell.without_method() for item in planned if item.missing is None):
+        _images(cell, places)
 
 
 @cache

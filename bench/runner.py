@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench import backbone, record
 from bench.manifest import manifest_of, now
 from bench.metrics import accuracy_matrix, compute_all
-from bench.plan import Places, Planned, find_backbone, open_benchmark, open_source
+from bench.plan import Places, Planned, find_backbone, images_of, open_benchmark, split_of
 from bench.progress import Observe, Tick
 from bench.spec import Cell
 
@@ -64,16 +64,13 @@ def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
 
     The heavy imports are here and in what is called from here: listing and reporting need none of them.
     """
-    from bench.benchmarks.loading import load_arrays
     from bench.rng import seed_everything
     from bench.stream import experiences, union
 
-    benchmark = open_benchmark(cell.benchmark.name, cell.benchmark.frozen_options)
-    source = open_source(cell.benchmark.name, cell.benchmark.frozen_options, places.roots)
-    split = _split(cell, source, benchmark)
-    arrays = load_arrays(source, split, cell.protocol.image_size, benchmark.eval_crop)
+    split, arrays = split_of(cell, places), images_of(cell, places)
+    assert split.sha256 == cell.split_sha256, "the data changed between planning and running"
     seed_everything(cell.seed)
-    strategy, method = assemble(cell, places, benchmark.eval_crop, observe)
+    strategy, method = assemble(cell, places, observe)
     outcome = Outcome(counts=_counts(arrays.test_y, split.task_sizes))
     stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
     for task, experience in enumerate(stream):
@@ -90,16 +87,7 @@ def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
     return outcome
 
 
-def _split(cell: Cell, source: Any, benchmark: Any) -> Any:
-    from bench.benchmarks.splits import make_split
-
-    scale = benchmark.scales[cell.scale]
-    split = make_split(source, tasks=cell.tasks, seed=cell.seed, scale=scale, eval_on=cell.eval_on)
-    assert split.sha256 == cell.split_sha256, "the data changed between planning and running"
-    return split
-
-
-def assemble(cell: Cell, places: Places, eval_crop: float, observe: Observe) -> tuple[Strategy, Any]:
+def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, Any]:
     """The strategy of a cell, with its backbone, its method and its data pipeline plugged in."""
     import torch
 
@@ -115,7 +103,8 @@ def assemble(cell: Cell, places: Places, eval_crop: float, observe: Observe) -> 
     method = METHODS[cell.method.name].load()(head_init=protocol.head_init, **cell.method.options)
     unit = protocol.normalisation == "unit"
     mean, std = ((0.0,) * 3, (1.0,) * 3) if unit else (found.mean, found.std)
-    pipeline = Pipeline(protocol.image_size, eval_crop, mean, std, device)
+    benchmark = open_benchmark(cell.benchmark.name, cell.benchmark.frozen_options)
+    pipeline = Pipeline(protocol.image_size, benchmark.eval_crop, mean, std, device)
     augment = AUGMENTATIONS[protocol.augmentation]
     strategy = Strategy(
         model=model,

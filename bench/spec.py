@@ -138,6 +138,13 @@ class Cell(Frozen):
         names = f"{self.method.label}-{self.benchmark.label}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', names)[:80]}-{digest[:12]}"
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    def without_method(self) -> Cell:
+        """What the cells of different methods have in common: the images."""
+        return self.model_copy(update={"method": Component(name="any", label="any", options={})})
+
     def without_data(self) -> Cell:
         """This cell as it is recorded while its data or weights are missing."""
         return self.model_copy(

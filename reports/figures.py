@@ -29,8 +29,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
 LINES = ("-", "-.", ":")
 
 INK = "#222222"
+
+#: Inches: a figure's width, the room of a line of text, and of a character.
 WIDTH = 7.2
 LABEL_HEIGHT = 0.19
+CHARACTER_WIDTH = 0.096
+
+#: Characters of a name that fit beside the curves.
+LABEL_LENGTH = 26
 MOST_PRINTED_TASKS = 10
 FORMATS = ("svg", "png")
 
@@ -212,7 +218,7 @@ def _name_ends(
             markersize=6,
             clip_on=False,
         )
-        label = f"{_short(row.method)}  {number(low + end * (high - low), 1)}"
+        label = f"{_short(row.method, LABEL_LENGTH)}  {number(low + end * (high - low), 1)}"
         axes.text(1.07, y, label, transform=axes.transAxes, va="center")
 
 
@@ -240,8 +246,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _short(name: str, most: int = 30) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _short(name: str, most: int) -> str:
+    """At most `most` characters: the middle gives way, since variants differ at the end."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
 # ---- accuracy matrices -------------------------------------------------------------------------
@@ -271,7 +278,7 @@ def _matrices(rows: Sequence[Row]) -> Figure:
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     low, high = _colour_limits(matrices)
     images = [
-        _draw_matrix(axes, row.method, matrix, low, high)
+        _draw_matrix(axes, _short(row.method, int(panel / CHARACTER_WIDTH)), matrix, low, high)
         for axes, row, matrix in zip(panels, rows, matrices, strict=False)
     ]
     for axes in panels[len(rows) :]:
@@ -290,13 +297,13 @@ def _colour_limits(matrices: Sequence[list[list[float | None]]]) -> tuple[float,
 
 
 def _draw_matrix(
-    axes: Axes, name: str, matrix: list[list[float | None]], low: float, high: float
+    axes: Axes, title: str, matrix: list[list[float | None]], low: float, high: float
 ) -> AxesImage:
     import numpy as np
 
     tasks = len(matrix)
     image = axes.imshow(np.array(matrix, dtype=float), cmap="cividis", vmin=low, vmax=high)
-    axes.set_title(_short(name, 34), fontsize=10, loc="left")
+    axes.set_title(title, fontsize=10, loc="left")
     step = ceil(tasks / MOST_PRINTED_TASKS)
     ticks = range((tasks - 1) % step, tasks, step)
     axes.set_xticks(ticks, [str(i + 1) for i in ticks])

@@ -32,7 +32,7 @@ from bench.backbone import MICRO_ARCHITECTURE, MICRO_NAME
 @dataclass(frozen=True)
 class Recipe:
     epochs: int = 36
-    whole_image_epochs: int = 6
+    whole_image_epochs: int = 2
     batch_size: int = 128
     lr: float = 1.5e-3
     weight_decay: float = 0.05

@@ -144,6 +144,7 @@ class Benchmark(ABC, Generic[OptionsT]):
             image is not the same class.
         backbone: the default backbone's tag; None for the harness' own default.
         scales: the settings of `--scale`, by name: smoke, quick, full.
+        absent: what to tell a person where `locate` finds nothing.
         Options: frozen pydantic dataclass of what `--benchmarks name:key=value+key=value` may set.
     """
 
@@ -154,6 +155,7 @@ class Benchmark(ABC, Generic[OptionsT]):
     augmentation: ClassVar[str] = "flip"
     backbone: ClassVar[str | None] = None
     scales: ClassVar[Mapping[str, Scale]]
+    absent: ClassVar[str] = "not on this machine; the first run downloads them where there is a network"
     Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, options: OptionsT) -> None:

@@ -48,6 +48,7 @@ class ImageFolder(Benchmark[ImageFolderOptions]):
         full=Scale(train_per_class=None, test_per_class=None, epochs=20, batch_size=128),
     )
     Options = ImageFolderOptions
+    absent = "yours: --benchmarks image-folder:path=FOLDER"
 
     def locate(self, roots: Sequence[Path]) -> Path | None:
         """The folder; None without the option `path`."""

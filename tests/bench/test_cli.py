@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from bench.backbone import MICRO_NAME
 from bench.record import RECORD_NAME, read
 from tests.conftest import tiny_vit
 
@@ -96,10 +99,9 @@ def test_malformed_toml_and_unknown_keys_are_refused(cli, tmp_path):
         assert words in err
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_an_unwritable_results_folder_is_refused(cli, tmp_path):
-    folder = tmp_path / "results"
-    folder.mkdir(mode=0o500)
+def test_an_unwritable_results_folder_is_refused(cli, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "results")
     status, _, err = cli(*GRID)
     assert status == 2
     assert "cannot write results" in err
@@ -275,7 +277,8 @@ def test_list_tells_what_exists_and_whether_its_data_are_here(cli):
     assert status == 0
     listed = {item["name"]: item for item in json.loads(out)}
     assert {"finetune", "linear-probe", "ncm", "joint", "digits", "cifar100"} <= set(listed)
-    assert listed["cifar100"]["data"] == "not on this machine"
+    assert "not on this machine" in listed["cifar100"]["data"]
+    assert "path=FOLDER" in listed["image-folder"]["data"]
     assert "digits" in cli("list")[1]
 
 
@@ -295,3 +298,35 @@ def test_starting_up_imports_nothing_heavy(arguments, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert done.stdout.strip().splitlines()[-1] == "HEAVY []"
+
+
+def test_doctor_tells_what_is_here_and_downloads_nothing(cli, monkeypatch):
+    monkeypatch.setattr("bench.backbone.urlopen", no_network)
+    monkeypatch.setattr("bench.benchmarks.download.urlopen", no_network, raising=False)
+    status, out, _ = cli("doctor")
+    assert status == 0
+    for words in (
+        "torch ",
+        "packaged, intact",
+        "benchmark cifar100: not on this machine",
+        "augreg_in21k: not on",
+    ):
+        assert words in out
+
+
+def test_broken_images_are_named_before_training_starts(cli, tmp_path):
+    for label in ("cat", "dog"):
+        for i in range(5):
+            path = tmp_path / "pets" / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(path)
+    broken = tmp_path / "pets" / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    arguments = ("run", "--methods", "ncm", *TINY, "--benchmarks", "image-folder:path=pets", "--tasks", "2")
+    arguments += ("--backbone", MICRO_NAME, "--image-size", "32")
+    status, _, err = cli(*arguments)
+    assert status == 2
+    assert str(broken) in err
+    assert not (tmp_path / "results").exists()
+    broken.unlink()
+    assert cli(*arguments)[0] == 0

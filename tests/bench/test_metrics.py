@@ -82,6 +82,12 @@ def test_last_row_alone_defines_the_final_accuracies_only() -> None:
     assert set(found.values()) == {None}
 
 
+def test_a_last_row_with_a_hole_defines_no_final_accuracy() -> None:
+    found = compute_all([[5, None], [None, 6]], [10, 10])
+    assert found["accuracy"] is None
+    assert found["accuracy_weighted"] is None
+
+
 def test_a_hole_in_the_middle_leaves_undefined_only_what_needs_it() -> None:
     found = compute_all([[10, None, None], [None, 8, None], [6, 7, 9]], [10, 10, 10])
     assert found["learning_accuracy"] == pytest.approx(0.9)

@@ -226,6 +226,13 @@ def test_a_second_write_replaces_the_first(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_reads_while_a_record_is_replaced_reads_the_old_one_whole(tmp_path: Path) -> None:
+    first = Record.model_validate(content())
+    with write(first, tmp_path).open() as reader:
+        write(Record.model_validate(content(seed=7)), tmp_path)
+        assert reader.read() == to_json(first)
+
+
 def test_all_records_come_by_folder_name(tmp_path: Path) -> None:
     for name, seed in (("b", 1), ("a", 2), ("c", 0)):
         write(Record.model_validate(content(seed=seed)), tmp_path / name)

@@ -73,7 +73,7 @@ def _config(method: str, benchmark: str, seed: int, tasks: int, changes: dict[st
     } | changes
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Make:
     """A factory of valid records; `config` and `manifest` are changes to the defaults."""
 
@@ -127,7 +127,7 @@ def make() -> Make:
     return record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def unfinished(make: Make) -> Make:
     """A factory of records of cells that did not finish."""
 
@@ -139,9 +139,9 @@ def unfinished(make: Make) -> Make:
     return record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def records(make: Make, unfinished: Make) -> list[Record]:
-    """What a real folder holds: seeds, a failure, a skip, a single seed, a joint reference, two benchmarks."""
+    """What a real folder holds: seeds, a failure, a skip, one seed, a joint reference, two benchmarks."""
     warned = {"warnings": ["contaminated: micro_vit was pre-trained on these images"]}
     skipped = {"manifest": {"backbone_sha256": None, "data_sha256": None, "split_sha256": None}}
     return [

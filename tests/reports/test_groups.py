@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bench.record import Record
+from methods.errors import UsageError
+from reports.groups import group
+
+Make = Callable[..., Record]
+
+
+def protocol(**changes: Any) -> dict[str, Any]:
+    base = {"name": "common", "backbone": "micro_vit", "image_size": 32, "epochs": 3, "precision": "fp32"}
+    return {"protocol": base | changes}
+
+
+OTHER_CONDITIONS: dict[str, dict[str, Any]] = {
+    "scale": {"config": {"scale": "quick"}},
+    "test images": {"config": {"eval_on": "validation"}},
+    "device": {"config": {"device": "cuda"}},
+    "epochs": {"config": protocol(epochs=5)},
+    "image size": {"config": protocol(image_size=64)},
+    "precision": {"config": protocol(precision="bf16"), "manifest": {"precision": "bf16"}},
+    "backbone": {"config": protocol(backbone="other"), "manifest": {"backbone": "other"}},
+    "weights": {"manifest": {"backbone_sha256": "00" * 32}},
+    "data": {"manifest": {"data_sha256": "00" * 32}},
+    "split": {"manifest": {"split_sha256": "00" * 32}},
+    "tasks": {"tasks": 4},
+    "options of the benchmark": {"config": {"benchmark": {"name": "digits", "options": {"size": 8}}}},
+    "a setting yet unknown": {"config": {"tuned": True}},
+}
+
+
+@pytest.mark.parametrize("other", OTHER_CONDITIONS.values(), ids=OTHER_CONDITIONS.keys())
+def test_other_conditions_are_another_table(make: Make, other: dict[str, Any]) -> None:
+    base = {"config": protocol()} if "protocol" in other.get("config", {}) else {}
+    groups = group([make("a", 0, **base), make("a", 1, **base), make("a", 0, **other)])
+    assert sorted(len(g.records) for g in groups) == [1, 2]
+    assert len({g.title for g in groups}) == 2
+    assert len({g.stem for g in groups}) == 2
+
+
+def test_titles_name_what_differs_only(make: Make) -> None:
+    titles = [
+        g.title for g in group([make("a"), make("a", config={"scale": "smoke"}), make("a", 0, "other")])
+    ]
+    assert titles == ["digits (scale full)", "digits (scale smoke)", "other"]
+
+
+def test_seeds_commits_machines_and_times_share_a_table(make: Make) -> None:
+    later = {
+        "commit": "fff",
+        "started": "2025-02-01T00:00:00Z",
+        "ended": "2025-02-02T00:00:00Z",
+        "threads": 8,
+    }
+    (only,) = group([make("a", 0), make("a", 1, manifest=later)])
+    assert [row.method for row in only.rows] == ["a"]
+
+
+def test_other_hyperparameters_under_one_name_are_another_row(make: Make) -> None:
+    other = {"method": {"name": "a", "label": "a", "options": {"rank": 8}}}
+    (only,) = group([make("a", 0), make("a", 1, config=other)])
+    assert sorted(row.method for row in only.rows) == ["a (rank 4)", "a (rank 8)"]
+
+
+def test_under_the_papers_recipes_the_rows_differ_and_share_a_table(make: Make) -> None:
+    first, second = (protocol(name="paper", epochs=n) for n in (5, 50))
+    (only,) = group([make("a", 0, config=first), make("b", 0, config=second)])
+    assert {row.method for row in only.rows} == {"a", "b"}
+    assert "epochs" not in only.facts
+
+
+def test_under_the_papers_recipes_two_recipes_of_a_method_are_not_averaged(make: Make) -> None:
+    first, second = (protocol(name="paper", epochs=n) for n in (5, 50))
+    (only,) = group([make("a", 0, config=first), make("a", 1, config=second)])
+    assert sorted(row.method for row in only.rows) == ["a (epochs 5)", "a (epochs 50)"]
+
+
+def test_a_skipped_cell_joins_the_table_it_belongs_to(make: Make, unfinished: Make) -> None:
+    unknown = {"backbone_sha256": None, "data_sha256": None, "split_sha256": None}
+    skipped = unfinished("b", 0, "skipped", "No data.", manifest=unknown)
+    (only,) = group([make("a"), skipped])
+    assert [row.method for row in only.rows] == ["a", "b"]
+    elsewhere = unfinished("b", 0, "skipped", "No data.", manifest=unknown, config={"scale": "smoke"})
+    assert len(group([make("a"), elsewhere])) == 2
+
+
+def test_skipped_cells_alone_are_grouped_in_any_order(unfinished: Make) -> None:
+    blind = {"backbone_sha256": None, "data_sha256": None, "split_sha256": None}
+    cells = [
+        unfinished("a", 0, "skipped", "No data.", manifest=blind),
+        unfinished("b", 0, "skipped", "No weights.", manifest={"backbone_sha256": None}),
+    ]
+    (only,) = group(cells)
+    assert (only,) == tuple(group(cells[::-1]))
+
+
+def test_a_finished_cell_without_hashes_is_not_taken_for_equal(make: Make) -> None:
+    assert len(group([make("a"), make("b", manifest={"data_sha256": None})])) == 2
+
+
+def test_best_first_and_unfinished_last(records: list[Record]) -> None:
+    digits = next(g for g in group(records) if g.benchmark == "digits")
+    assert [row.method for row in digits.rows] == [
+        "joint",
+        "duallora:gate=none",
+        "l2p",
+        "finetune",
+        "coda-prompt",
+        "ncm",
+    ]
+
+
+def test_the_order_of_the_records_does_not_matter(records: list[Record]) -> None:
+    shuffled = random.Random(0).sample(records, len(records))
+    assert group(shuffled) == group(records)
+
+
+def test_every_record_is_in_one_table(records: list[Record]) -> None:
+    placed = [record for g in group(records) for record in g.records]
+    assert sorted(map(id, placed)) == sorted(map(id, records))
+
+
+def test_the_same_cell_twice_is_refused(make: Make, unfinished: Make) -> None:
+    with pytest.raises(UsageError, match="same cell: a on digits, seed 3"):
+        group([make("a", 3), unfinished("a", 3, "failed", "It broke.")])

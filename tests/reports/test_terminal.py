@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import StringIO
+
+from rich.console import Console
+
+from bench.record import Record
+from reports.groups import group
+from reports.tables import headline
+from reports.terminal import print_table
+
+Make = Callable[..., Record]
+
+
+def printed(records: list[Record], width: int = 250) -> str:
+    console = Console(file=StringIO(), width=width, color_system=None)
+    print_table(records, console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_the_terminal_shows_the_same_table(records: list[Record]) -> None:
+    output = printed(records)
+    for g in group(records):
+        assert g.title in output
+        for row in headline(g).rows:
+            assert any(all(cell in line for cell in row) for line in output.splitlines()), row
+
+
+def test_on_a_narrow_terminal_no_number_is_cut_or_folded(records: list[Record]) -> None:
+    output = printed(records, width=80)
+    assert max(map(len, output.splitlines())) <= 80
+    for g in group(records):
+        for row in headline(g).rows:
+            assert all(cell in output for cell in row), row
+
+
+def test_failures_and_warnings_are_told(records: list[Record]) -> None:
+    output = printed(records)
+    assert "not finished: l2p, seed 1: oom. The device ran out of memory." in output
+    assert "warning: contaminated" in output
+    assert "One seed only" in output
+
+
+def test_foreign_text_is_no_markup(make: Make) -> None:
+    output = printed([make("[bold]a[/nope]\x1b[31m", tasks=1)])
+    assert "[bold]a[/nope] [31m" in output
+    assert "\x1b" not in output
+
+
+def test_no_records(make: Make) -> None:
+    assert printed([]).strip() == "no records to show"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import plan
 from bench.cli import main
 from tests.conftest import synthetic
 
@@ -31,6 +32,8 @@ def cli(
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str) -> tuple[int, str, str]:
+        for remembered in (plan.open_benchmark, plan.open_source, plan.find_backbone, plan._images):
+            remembered.cache_clear()  # every command is a process of its own
         status = main(list(arguments))
         printed = capsys.readouterr()
         return status, printed.out, printed.err

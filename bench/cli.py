@@ -71,8 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_UNDERSTOOD
+    except KeyboardInterrupt:
+        print("stopped; nothing on disk was changed by what was under way", file=sys.stderr)
+        return SOME_FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+    except (
+        OSError
+    ) as error:  # a full disk, a folder that disappeared: records are written whole or not at all
+        print(f"error: {error}; records already on disk are untouched", file=sys.stderr)
         return SOME_FAILED
 
 

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import backbone, record
@@ -17,6 +18,7 @@ from bench.progress import Observe, Tick
 from bench.spec import Cell
 
 if TYPE_CHECKING:
+    from bench.batches import Pipeline
     from bench.strategy import Strategy
 
 TRACEBACK_NAME = "traceback.txt"
@@ -89,34 +91,28 @@ def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
 
 def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, Any]:
     """The strategy of a cell, with its backbone, its method and its data pipeline plugged in."""
-    import torch
-
-    from bench.batches import AUGMENTATIONS, Pipeline, clean
+    from bench.batches import AUGMENTATIONS, clean
     from bench.rng import generator, seed_everything
     from bench.strategy import SCHEDULES, FiniteLoss, Predictions, Schedule, Strategy, Watch
     from methods.registry import METHODS
 
-    protocol, device = cell.protocol, torch.device(cell.device)
+    protocol = cell.protocol
     found = find_backbone(protocol.backbone, places.weights, places.roots)
-    model = backbone.build(found, protocol.image_size).to(device)
-    seed_everything(cell.seed)
+    pipeline = pipeline_of(cell, found)
+    model = backbone.build(found, protocol.image_size).to(pipeline.device)
+    seed_everything(cell.seed)  # building drew random numbers; the method's own start afresh
     method = METHODS[cell.method.name].load()(head_init=protocol.head_init, **cell.method.options)
-    unit = protocol.normalisation == "unit"
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if unit else (found.mean, found.std)
-    benchmark = open_benchmark(cell.benchmark.name, cell.benchmark.frozen_options)
-    pipeline = Pipeline(protocol.image_size, benchmark.eval_crop, mean, std, device)
-    augment = AUGMENTATIONS[protocol.augmentation]
     strategy = Strategy(
         model=model,
         optimizer=method.make_optimizer(model.parameters()),
-        train_collate=augment(pipeline, generator(cell.seed, "augmentation")),
+        train_collate=AUGMENTATIONS[protocol.augmentation](pipeline, generator(cell.seed, "augmentation")),
         eval_collate=clean(pipeline),
         order=generator(cell.seed, "data order"),
         precision=protocol.precision,
         train_mb_size=protocol.batch_size,
         train_epochs=protocol.epochs,
         eval_mb_size=EVAL_BATCH,
-        device=device,
+        device=pipeline.device,
         plugins=[
             method,
             Schedule(SCHEDULES[protocol.schedule]),
@@ -126,6 +122,23 @@ def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, An
         ],
     )
     return strategy, method
+
+
+def pipeline_of(cell: Cell, found: backbone.Backbone) -> Pipeline:
+    """How the cell's images become the model's input."""
+    import torch
+
+    from bench.batches import Pipeline
+
+    benchmark = open_benchmark(cell.benchmark.name, cell.benchmark.frozen_options)
+    unit = cell.protocol.normalisation == "unit"
+    return Pipeline(
+        size=cell.protocol.image_size,
+        crop=benchmark.eval_crop,
+        mean=(0.0, 0.0, 0.0) if unit else found.mean,
+        std=(1.0, 1.0, 1.0) if unit else found.std,
+        device=torch.device(cell.device),
+    )
 
 
 def _timed(strategy: Strategy, work: Any) -> float:
@@ -209,10 +222,16 @@ def _finish(
         cost=_cost(outcome) if outcome else None,
         manifest=manifest_of(cell, places, command, started),
     )
+    if status == "interrupted" and _is_done(places.results / cell.id / record.RECORD_NAME):
+        return made  # an interrupted repetition takes nothing away
     record.write(made, places.results / cell.id)
     if status != "skipped":  # what it was recorded as while its data were missing is out of date
         shutil.rmtree(places.results / cell.without_data().id, ignore_errors=True)
     return made
+
+
+def _is_done(path: Path) -> bool:
+    return path.exists() and record.read(path).done
 
 
 def _cost(outcome: Outcome) -> record.Cost:

@@ -20,7 +20,7 @@ from methods.vit import open_seams
 class LoraHyper(Hyper):
     """Hyper-parameters of plain LoRA."""
 
-    lr: float = hyper(2e-3, "learning rate of Adam", source="this project, chosen on validation", gt=0)
+    lr: float = hyper(5e-3, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
     rank: int = hyper(10, "rank of each low-rank map", source="InfLoRA's code, so that sizes match", ge=1)
     targets: str = hyper(
         "kv",

@@ -49,7 +49,7 @@ class Cifar100(Benchmark[Cifar100Options]):
     image_size = 224
     scales = make_scales(
         smoke=Scale(train_per_class=4, test_per_class=2, epochs=1, batch_size=32),
-        quick=Scale(train_per_class=50, test_per_class=20, epochs=3, batch_size=32),
+        quick=Scale(train_per_class=50, test_per_class=20, epochs=4, batch_size=16),
         full=Scale(train_per_class=None, test_per_class=None, epochs=20, batch_size=128),
     )
     Options = Cifar100Options

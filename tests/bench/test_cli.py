@@ -235,6 +235,25 @@ def test_ctrl_c_leaves_valid_records_and_says_how_to_go_on(cli, tmp_path, monkey
     statuses = {read(p).method: read(p).status for p in (tmp_path / "results").glob(f"*/{RECORD_NAME}")}
     assert statuses == {"ncm": "done", "linear-probe": "interrupted"}
     assert cli(*GRID)[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(LinearProbe, "begin", interrupted)
+        assert cli(*GRID, "--rerun", "all")[0] == 1
+    assert {read(p).status for p in (tmp_path / "results").glob(f"*/{RECORD_NAME}")} == {"done"}
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_harms_no_record(cli, tmp_path, monkeypatch):
+    cli("run", "--methods", "ncm", *TINY)
+    before = snapshot(tmp_path / "results")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bench.record.os.fsync", full)
+    status, out, err = cli(*GRID)
+    assert status == 1
+    assert "No space left on device" in err
+    assert "Traceback" not in out + err
+    assert snapshot(tmp_path / "results") == before
 
 
 def without_times(record) -> dict:

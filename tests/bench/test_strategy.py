@@ -80,7 +80,7 @@ def test_every_experience_starts_again_at_the_methods_own_rate():
     for experience in experiences(train_x, train_y, (2, 2, 2)):
         strategy.train(experience)
     steps = 2 * math.ceil(16 / 8)
-    expected = [2e-3 * cosine(step, steps // 2, 2) for step in range(steps)]
+    expected = [5e-3 * cosine(step, steps // 2, 2) for step in range(steps)]
     assert rates.seen == pytest.approx(expected * 3)
 
 

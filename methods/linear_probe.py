@@ -16,7 +16,7 @@ from methods.registry import register
 class ProbeHyper(Hyper):
     """Hyper-parameters of the linear probe."""
 
-    lr: float = hyper(1e-2, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
+    lr: float = hyper(1e-3, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
 
 
 @register("linear-probe")

@@ -283,6 +283,35 @@ def test_methods_of_one_seed_see_the_same_classes_in_the_same_order(cli, tmp_pat
     assert orders[0] != orders[1]
 
 
+def test_a_record_counts_every_test_image_once_and_every_parameter(cli, tmp_path):
+    assert cli("run", "--methods", "finetune:rank=3", *TINY, "--tasks", "3")[0] == 0
+    (path,) = (tmp_path / "results").glob(f"*/{RECORD_NAME}")
+    record = read(path)
+    assert sorted(record.class_order) == list(range(10))
+    assert record.config["task_sizes"] == [4, 3, 3]
+    assert record.counts == [4 * 6, 3 * 6, 3 * 6]  # smoke: six test images a class
+    width, depth, rank = 128, 6, 3
+    low_rank = depth * 2 * (2 * width * rank)  # k and v, down and up
+    heads = [size * (width + 1) for size in (4, 3, 3)]
+    parameters = record.cost.parameters
+    assert parameters.trainable == [low_rank + head for head in heads]
+    assert parameters.stored == [low_rank + sum(heads[: i + 1]) for i in range(3)]
+    backbone = parameters.deployed[0] - parameters.stored[0]
+    assert [d - s for d, s in zip(parameters.deployed, parameters.stored, strict=True)] == [backbone] * 3
+    assert len(record.cost.train_seconds) == len(record.cost.eval_seconds) == 3
+    assert record.manifest.backbone_sha256 == "random"
+    assert record.cost.latency is None
+
+
+def test_the_paper_protocol_differs_where_it_says(cli, tmp_path):
+    cli("run", "--methods", "ncm", *TINY, "--protocol", "paper")
+    (path,) = (tmp_path / "results").glob(f"*/{RECORD_NAME}")
+    protocol = read(path).config["protocol"]
+    expected = {"name": "paper", "normalisation": "unit", "augmentation": "crop-flip", "schedule": "coda"}
+    assert {key: protocol[key] for key in expected} == expected
+    assert protocol["head_init"] == "default"
+
+
 def test_validation_never_opens_the_test_images(cli, tmp_path):
     cli("run", "--methods", "ncm", *TINY, "--eval-on", "validation")
     cli("run", "--methods", "ncm", *TINY)

@@ -46,7 +46,7 @@ class Spy(SupervisedPlugin):
 class Run:
     """One method trained on the synthetic stream; `after` holds the model's tensors after each experience."""
 
-    def __init__(self, name: str, *, epochs: int = 4, seed: int = 0) -> None:
+    def __init__(self, name: str, *, epochs: int = 8, seed: int = 0) -> None:
         images, labels = synthetic()
         data = TensorDataset(images, labels)
         data.targets = labels.tolist()

@@ -172,7 +172,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     todo = list(unfinished(planned, before, settings.rerun))
     if options.dry_run:
         return _show_plan(console, planned, todo)
-    console.print(f"{len(planned)} cells: {len(planned) - len(todo)} done before, {len(todo)} to run")
+    console.print(f"cells: {len(planned)}; {len(planned) - len(todo)} done before, {len(todo)} to run")
     check_images(todo, places_of(settings))
     command = shlex.join(["python", "-m", "bench", *arguments])
     if not _run_cells(console, todo, places_of(settings), command):
@@ -267,7 +267,7 @@ def _show_plan(console: Console, planned: Sequence[Planned], todo: Sequence[Plan
         fate = "run" if item.cell.id in waiting else "nothing: its record is reused"
         table.add_row(item.cell.id, f"record as skipped: {item.missing}" if item.missing else fate)
     console.print(table)
-    console.print(f"{len(planned)} cells, {len(todo)} to run; nothing was run or written")
+    console.print(f"cells: {len(planned)}; {len(todo)} to run; nothing was run or written")
     return DONE
 
 
@@ -311,7 +311,7 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     records = read_all(options.results)
     path = write_report(records, options.out or options.results / "report")
-    print(f"report of {len(records)} records: {path}")
+    print(f"report: {path} (records: {len(records)})")
     return DONE
 
 

@@ -334,7 +334,8 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _sentence(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
-    return f"{where}: {error['msg']}" if where else str(error["msg"])
+    problem = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {problem}" if where else problem
 
 
 def _refuse(path: Path, problem: str) -> NoReturn:

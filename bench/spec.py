@@ -19,8 +19,7 @@ EvalOn = Literal["test", "validation"]
 Device = Literal["cpu", "cuda"]
 Rerun = Literal["missing", "failed", "all"]
 
-PROTOCOLS = ("common", "paper")
-EXECUTORS = ("serial",)
+MAX_IMAGE_SIZE = 4096  # beyond it a mistyped size takes all memory before it can be answered
 
 
 class Frozen(BaseModel):
@@ -34,7 +33,7 @@ class Protocol(Frozen):
 
     name: Literal["common", "paper"] = "common"
     backbone: str = Field(description="full timm tag")
-    image_size: int = Field(gt=0, description="side of the input, pixels")
+    image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE, description="side of the input, pixels")
     epochs: int = Field(gt=0, description="passes over an experience's images")
     batch_size: int = Field(gt=0, description="training images a step")
     normalisation: Literal["backbone", "unit"] = Field(
@@ -46,8 +45,8 @@ class Protocol(Frozen):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")
 
 
-#: What the code of CODA-Prompt and InfLoRA does, where it differs from the common protocol
-#: (specification of the methods: sections 0.2, 0.3, 0.7 of their sources' summary in docs/protocols.md).
+#: What the code of CODA-Prompt and InfLoRA does, where it differs from the common protocol; each field's
+#: reason is in docs/protocols.md.
 PAPER: Mapping[str, Any] = {
     "name": "paper",
     "normalisation": "unit",
@@ -81,7 +80,7 @@ class Settings(Frozen):
     protocol_options: dict[str, Any] = {}
     backbone: str | None = None
     weights: str | None = None
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(None, gt=0, le=MAX_IMAGE_SIZE)
     data_root: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     executor: Literal["serial"] = "serial"
@@ -203,7 +202,8 @@ def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = (
     """
     for name in values:
         if name not in Settings.model_fields:
-            raise unknown("setting", name, [*Settings.model_fields, "set"])
+            legal = {*Settings.model_fields, "set"} - {"protocol_options"}
+            raise unknown("setting", name, legal)
     given = dict(values)
     for field in ("methods", "benchmarks"):
         given[field] = _distinct_choices(field, [parse_choice(text) for text in given.get(field, ())])
@@ -247,7 +247,8 @@ def _with_option(choice: Choice, owner: str, option: str, value: Any) -> Choice:
 def sentence(error: Any) -> str:
     """One of pydantic's errors as: field, what was received, what is legal."""
     field = ".".join(str(part) for part in error["loc"])
-    return f"{field}: {error['msg'].lower()}, got {error['input']!r}"
+    problem = error["msg"].removeprefix("Value error, ").lower()
+    return f"{field}: {problem}, got {error['input']!r}"
 
 
 def make_protocol(values: Mapping[str, Any]) -> Protocol:
@@ -274,6 +275,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the config file '{path}': {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read the config file '{path}': {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the config file '{path}' is not valid TOML: {error}") from None

@@ -173,7 +173,7 @@ class Watch(SupervisedPlugin):  # type: ignore[misc]
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self.told, self.images = time.perf_counter(), 0
-        self.observe(Tick("training", strategy.clock.train_exp_counter + 1, self.experiences))
+        self.observe(Tick("learning", strategy.clock.train_exp_counter + 1, self.experiences))
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self.images += len(strategy.mb_y)
@@ -186,7 +186,7 @@ class Watch(SupervisedPlugin):  # type: ignore[misc]
         clock, steps = strategy.clock, len(strategy.dataloader)
         done = clock.train_exp_epochs * steps + clock.train_epoch_iterations + 1
         return Tick(
-            activity="training",
+            activity="learning",
             experience=clock.train_exp_counter + 1,
             experiences=self.experiences,
             epoch=clock.train_exp_epochs + 1,

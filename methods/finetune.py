@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from methods.base import Method
+from methods.errors import UsageError
 from methods.hyper import STRICT, Hyper, hyper
 from methods.lora import LoraPlug
 from methods.registry import register
@@ -38,5 +39,10 @@ class Finetune(Method):
     Hyper = LoraHyper
 
     def adapt(self, model: VisionTransformer) -> None:
+        if self.hyper.rank > model.embed_dim:
+            raise UsageError(
+                f"{self.name}.rank is {self.hyper.rank}; "
+                f"legal: at most the width of the backbone, {model.embed_dim}"
+            )
         for attention in open_seams(model):
             attention.plug = LoraPlug(model.embed_dim, self.hyper.rank, self.hyper.targets)

@@ -84,6 +84,12 @@ def _names(texts: Iterable[str]) -> str:
     return ", ".join(escape(text) for text in sorted(set(texts)))
 
 
+CAPTIONS = (
+    "Accuracy after each task, {}; lines are means over seeds, bands their 95 % t-intervals",
+    "Accuracy matrices, {}; means over seeds",
+)
+
+
 # ---- results of a group ------------------------------------------------------------------------
 
 
@@ -95,8 +101,8 @@ def _results(g: Group, drawn: list[list[str]]) -> Iterator[str]:
     for note in tables.notes(g):
         yield from [escape(note), ""]
     yield from _list_of("Not finished, and not part of any mean:", map(escape, tables.unfinished(g)))
-    for title, paths in zip(("Accuracy after each task", "Accuracy matrices"), drawn, strict=False):
-        yield from [_image(f"{title}, {g.title}", paths), ""]
+    for caption, paths in zip(CAPTIONS, drawn, strict=False):
+        yield from [_image(caption.format(g.title), paths), ""]
     yield from _details(g)
 
 

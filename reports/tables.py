@@ -33,6 +33,7 @@ PAIRED_NOTE = (
     "corrected for the number of comparisons; where one contains 0 the two methods are not told apart."
 )
 DASH_NOTE = f"{DASH} means not defined or not measured."
+TIME_NOTE = "Seconds are those of the clock: whatever else the machine was doing is in them."
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def unfinished(group: Group) -> list[str]:
 
 def notes(group: Group) -> list[str]:
     """How to read the group's headline table."""
-    found = [f"{INTERVAL_NOTE} {DASH_NOTE}"]
+    found = [f"{INTERVAL_NOTE} {DASH_NOTE} {TIME_NOTE}"]
     single = [row.method for row in group.rows if len(row.done) == 1]
     if single:
         found.append(f"One seed only, hence no interval: {', '.join(single)}.")

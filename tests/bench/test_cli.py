@@ -43,6 +43,7 @@ BAD = {
     "ambiguous backbone": (["--backbone", "vit_tiny_patch16_224"], "give the full tag, one of"),
     "unknown backbone": (["--backbone", "vit_tiny_patch16_224.augreg"], "did you mean"),
     "image size that does not suit": (["--image-size", "33"], "multiples of its patch size, 4"),
+    "image size beyond all memory": (["--image-size", "100000"], "less than or equal to 4096"),
     "cuda where there is none": (["--device", "cuda"], "torch sees no CUDA device"),
     "unknown executor": (["--executor", "ray"], "got 'ray'"),
     "config file that is not there": (["--config", "grid.toml"], "cannot read the config file"),
@@ -123,7 +124,7 @@ def test_a_grid_runs_is_reused_and_is_reported(cli, tmp_path):
     assert len(done) == 2
     status, out, _ = cli(*GRID)
     assert status == 0
-    assert "2 done before, 0 to run" in out
+    assert "cells: 2; 2 done before, 0 to run" in out
     assert snapshot(tmp_path / "results") == done
     status, out, _ = cli("report")
     assert status == 0
@@ -155,7 +156,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_reused(cli, tmp_path):
     before = snapshot(tmp_path)
     status, out, _ = cli(*GRID, "--dry-run")
     assert status == 0
-    assert "2 cells, 1 to run" in out
+    assert "cells: 2; 1 to run" in out
     assert "reused" in out
     assert snapshot(tmp_path) == before
 

@@ -33,6 +33,13 @@ def test_what_an_experience_leaves_behind_stays_as_promised(name, trained):
             assert all(torch.equal(then[key], later[key]) for key in run.method.promised(task))
 
 
+def test_what_stays_as_promised_is_out_of_the_optimisers_reach(name, trained):
+    run = trained(name)
+    parameters = dict(run.model.named_parameters())
+    promised = [key for task in range(3) for key in run.method.promised(task)]
+    assert not any(parameters[key].requires_grad for key in promised)
+
+
 def test_the_loss_falls_in_every_experience_that_is_trained(name, trained):
     losses = [seen for seen in trained(name).spy.losses if seen]
     for seen in losses:

@@ -30,6 +30,14 @@ TIMM_VITS = {
 }
 
 
+def test_with_nothing_plugged_in_the_call_goes_to_timms_own_code(vit, monkeypatch):
+    attention = open_seams(vit())[0]
+    monkeypatch.setattr(Attention, "forward", lambda self, x: "timm's")
+    assert attention(torch.randn(1, 17, 32)) == "timm's"
+    attention.plug = Nothing()
+    assert attention(torch.randn(1, 17, 32)).shape == (1, 17, 32)
+
+
 class Nothing(Plug):
     """A plug that leaves everything as it is: sends the call through our arithmetic."""
 

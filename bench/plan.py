@@ -53,11 +53,10 @@ def plan(settings: Settings, *, skip_missing: bool) -> list[Planned]:
     """
     places, device = places_of(settings), pick_device(settings.device)
     return [
-        planned
-        for choice in settings.benchmarks
+        _planned(settings, places, device, benchmark, method, seed, skip_missing)
+        for benchmark in settings.benchmarks
         for seed in settings.seeds
         for method in settings.methods
-        for planned in [_planned(settings, places, device, choice, method, seed, skip_missing)]
     ]
 
 

@@ -66,12 +66,10 @@ def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
 
     The heavy imports are here and in what is called from here: listing and reporting need none of them.
     """
-    from bench.rng import seed_everything
     from bench.stream import experiences, union
 
     split, arrays = split_of(cell, places), images_of(cell, places)
     assert split.sha256 == cell.split_sha256, "the data changed between planning and running"
-    seed_everything(cell.seed)
     strategy, method = assemble(cell, places, observe)
     outcome = Outcome(counts=_counts(arrays.test_y, split.task_sizes))
     stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
@@ -99,6 +97,7 @@ def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, An
     protocol = cell.protocol
     found = find_backbone(protocol.backbone, places.weights, places.roots)
     pipeline = pipeline_of(cell, found)
+    seed_everything(cell.seed)  # random weights, where they are asked for
     model = backbone.build(found, protocol.image_size).to(pipeline.device)
     seed_everything(cell.seed)  # building drew random numbers; the method's own start afresh
     method = METHODS[cell.method.name].load()(head_init=protocol.head_init, **cell.method.options)

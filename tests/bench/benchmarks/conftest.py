@@ -14,6 +14,19 @@ from bench.benchmarks import cifar100
 Folder = Callable[[Path, Mapping[str, int]], Path]
 
 
+class ClosedPixels:
+    """Stands for images that must not be read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"the test images' {name} was asked for")
+
+
 @pytest.fixture
 def picture() -> Callable[..., Path]:
     """Writes one small random image."""

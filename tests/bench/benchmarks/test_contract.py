@@ -14,6 +14,7 @@ from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import Benchmark
 from bench.benchmarks.loading import Arrays, load_arrays
 from bench.benchmarks.splits import Split, make_split
+from tests.bench.benchmarks.conftest import ClosedPixels
 
 Opened = tuple[Benchmark[Any], tuple[Path, ...]]
 
@@ -122,25 +123,12 @@ def test_validation_decodes_no_test_image(opened: Opened) -> None:
     benchmark, roots = opened
     source = benchmark.open(roots)
     closed = dataclasses.replace(
-        source, test=dataclasses.replace(source.test, pixels=Closed(len(source.test)))
+        source, test=dataclasses.replace(source.test, pixels=ClosedPixels(len(source.test)))
     )
     split = make_split(closed, tasks=2, seed=0, scale=benchmark.scales["smoke"], eval_on="validation")
     arrays = load_arrays(closed, split, 8, benchmark.eval_crop)
     assert not set(split.train_rows) & set(split.test_rows)
     assert len(arrays.test_x) == len(split.test_rows) > 0
-
-
-class Closed:
-    """Stands for images that must not be read."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getattr__(self, name: str) -> object:
-        raise AssertionError(f"the test images' {name} was asked for")
 
 
 def test_digits_are_scaled_exactly() -> None:

@@ -21,6 +21,7 @@ from bench.benchmarks.splits import (
     task_sizes,
 )
 from methods.errors import MissingError, UsageError
+from tests.bench.benchmarks.conftest import ClosedPixels
 
 ALL = Scale(train_per_class=None, test_per_class=None, epochs=1, batch_size=1)
 
@@ -39,19 +40,6 @@ def side_of(counts: list[int], prefix: str = "") -> Side:
 
 def source_of(train: list[int], test: list[int]) -> Source:
     return Source(tuple(f"class{c}" for c in range(len(train))), side_of(train), side_of(test, "test-"))
-
-
-class ClosedPixels:
-    """Stands for images that must not be read."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getattr__(self, name: str) -> object:
-        raise AssertionError(f"the test images' {name} was asked for")
 
 
 some_counts = st.lists(st.integers(2, 30), min_size=1, max_size=8)

@@ -82,10 +82,11 @@ def _outline(settings: Settings, device: Device, benchmark: Choice, method: Choi
     """All of a cell that can be known without its data and weights."""
     opened = open_benchmark(benchmark.name, tuple(sorted(benchmark.options.items())))
     method_class = METHODS[method.name].load()
-    hyper = make_hyper(method.label, method_class.Hyper, method.options)
+    recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
+    hyper = make_hyper(method.label, method_class.Hyper, {**recipe, **method.options})
     return Cell(
-        method=_component(method, hyper),
-        benchmark=_component(benchmark, opened.options),
+        method=_component(method, hyper, recipe),
+        benchmark=_component(benchmark, opened.options, {}),
         seed=seed,
         scale=settings.scale,
         eval_on=settings.eval_on,
@@ -99,9 +100,9 @@ def _outline(settings: Settings, device: Device, benchmark: Choice, method: Choi
     )
 
 
-def _component(choice: Choice, resolved: Any) -> Component:
-    """Options equal to the default are left out of the label: they do not make another row."""
-    options, defaults = as_plain(resolved), _defaults(type(resolved))
+def _component(choice: Choice, resolved: Any, recipe: Mapping[str, Any]) -> Component:
+    """Options that are the default, or the recipe's, are left out of the label: they make no other row."""
+    options, defaults = as_plain(resolved), {**_defaults(type(resolved)), **recipe}
     changed = {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
     return Component(name=choice.name, label=label_of(choice.name, changed), options=options)
 

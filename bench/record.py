@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 from math import isclose
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import (
     BaseModel,
@@ -28,8 +28,12 @@ from pydantic import (
 from bench.metrics import accuracy_matrix, compute_all
 from methods.errors import UsageError
 
-SCHEMA = 1
+#: What is written. Schema 1, without diagnostics, is read as well.
+SCHEMA: Final = 2
 RECORD_NAME = "record.json"
+
+#: A number, a number for each block of the ViT, or null where it is not defined.
+DiagnosticValue = float | Annotated[list[float], Field(min_length=1)] | None
 
 Status = Literal["done", "failed", "oom", "diverged", "interrupted", "skipped"]
 
@@ -106,6 +110,25 @@ class Cost(_Frozen):
         return {name: values for name, values in lists.items() if values is not None}
 
 
+class Diagnostic(_Frozen):
+    """What a method tells of itself: a sentence on what it means, and an entry per experience."""
+
+    meaning: str = Field(min_length=1)
+    values: list[DiagnosticValue]
+
+    @field_validator("values")
+    @classmethod
+    def _of_one_kind(cls, values: list[DiagnosticValue]) -> list[DiagnosticValue]:
+        kinds = {_kind(value) for value in values if value is not None}
+        if len(kinds) > 1:
+            raise ValueError(f"the entries are of several kinds: {', '.join(sorted(kinds))}")
+        return values
+
+
+def _kind(value: float | list[float]) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) else "a number"
+
+
 class Manifest(_Frozen):
     """The conditions a cell was run under. Hashes are null in a cell that never saw its data."""
 
@@ -136,7 +159,8 @@ class Record(_Frozen):
     """Everything known about a cell that was run, or tried.
 
     `method` and `benchmark` are the labels of the row, such as "duallora:gate=none"; `config` is the
-    resolved configuration. See `bench.metrics` for `correct`, `counts` and `metrics`.
+    resolved configuration. See `bench.metrics` for `correct`, `counts` and `metrics`. `diagnostics` are
+    the method's own findings by name; null where it has none.
 
     Raises:
         pydantic.ValidationError: if the parts contradict each other.
@@ -144,7 +168,7 @@ class Record(_Frozen):
 
     model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
 
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[1, 2] = Field(alias="schema")
     status: Status
     reason: str | None = None
     method: str = Field(min_length=1)
@@ -157,6 +181,7 @@ class Record(_Frozen):
     counts: list[int] | None = None
     accuracy_matrix: list[list[float | None]] | None = None
     metrics: dict[str, float | None] | None = None
+    diagnostics: dict[str, Diagnostic] | None = None
     cost: Cost | None = None
     manifest: Manifest
 
@@ -176,11 +201,12 @@ class Record(_Frozen):
     @model_validator(mode="after")
     def _no_result_unless_done(self) -> Record:
         results = ("correct", "counts", "accuracy_matrix", "metrics")
-        held = [name for name in results if getattr(self, name) is not None]
+        held = [name for name in (*results, "diagnostics") if getattr(self, name) is not None]
         if not self.done and held:
             raise ValueError(f"status is {self.status}, but there are results: {', '.join(held)}")
-        if self.done and len(held) < len(results):
-            raise ValueError(f"status is done, but {', '.join(sorted(set(results) - set(held)))} is null")
+        lacking = sorted(set(results) - set(held))
+        if self.done and lacking:
+            raise ValueError(f"status is done, but {', '.join(lacking)} is null")
         if self.done and self.class_order is None:
             raise ValueError("status is done, but class_order is null")
         return self
@@ -198,6 +224,17 @@ class Record(_Frozen):
             fits = len(values) == self.tasks if self.done else len(values) <= self.tasks
             if not fits:
                 raise ValueError(f"cost: {name} has {len(values)} entries for {self.tasks} tasks")
+        return self
+
+    @model_validator(mode="after")
+    def _diagnostics_have_an_entry_per_experience(self) -> Record:
+        if self.schema_version == 1 and self.diagnostics is not None:
+            raise ValueError("schema 1 has no diagnostics")
+        for name, found in (self.diagnostics or {}).items():
+            if len(found.values) != self.tasks:
+                raise ValueError(
+                    f"diagnostics: {name} has {len(found.values)} entries for {self.tasks} tasks"
+                )
         return self
 
     @model_validator(mode="after")
@@ -293,12 +330,12 @@ def read(path: Path) -> Record:
     """
     content = _content(path)
     found = content.get("schema")
-    if found != SCHEMA:
-        _refuse(path, f"has schema {found!r}, and this version reads schema {SCHEMA}")
+    if found not in (1, SCHEMA):
+        _refuse(path, f"has schema {found!r}, and this version reads schemas 1 and {SCHEMA}")
     try:
         return Record.model_validate(content)
     except ValidationError as error:
-        _refuse(path, "; ".join(_sentence(e) for e in error.errors(include_url=False)[:3]))
+        _refuse(path, complaint(error))
 
 
 def read_all(results: Path) -> list[Record]:
@@ -330,6 +367,11 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         _refuse(path, f"holds a {type(content).__name__}, not an object")
     return content
+
+
+def complaint(error: ValidationError) -> str:
+    """The first three things that pydantic found wrong, with their places."""
+    return "; ".join(_sentence(e) for e in error.errors(include_url=False)[:3])
 
 
 def _sentence(error: Any) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import random
 from typing import Any, Literal
 
-Purpose = Literal["initialisation", "data order", "augmentation"]
+Purpose = Literal["initialisation", "data order", "augmentation", "statistics"]
 
 
 def derive(seed: int, purpose: Purpose) -> int:

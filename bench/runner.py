@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from bench import backbone, record
 from bench.manifest import manifest_of, now
 from bench.metrics import accuracy_matrix, compute_all
 from bench.plan import Places, Planned, find_backbone, images_of, open_benchmark, split_of
 from bench.progress import Observe, Tick
 from bench.spec import Cell
+from methods.errors import UsageError
 
 if TYPE_CHECKING:
     from bench.batches import Pipeline
@@ -28,7 +31,10 @@ TICK_SECONDS = 0.2
 
 @dataclass
 class Outcome:
-    """What a cell has measured so far; an experience adds one entry to each list."""
+    """What a cell has measured so far; an experience adds one entry to each list.
+
+    `meanings` are the sentences on the names in `diagnostics`.
+    """
 
     counts: list[int] = field(default_factory=list)
     correct: list[list[int | None]] = field(default_factory=list)
@@ -37,6 +43,8 @@ class Outcome:
     trainable: list[int] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
     deployed: list[int] = field(default_factory=list)
+    diagnostics: list[Mapping[str, record.DiagnosticValue]] = field(default_factory=list)
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_cell(planned: Planned, places: Places, command: str | None, observe: Observe) -> record.Record:
@@ -49,7 +57,7 @@ def run_cell(planned: Planned, places: Places, command: str | None, observe: Obs
     if planned.missing is not None:
         return _finish(planned.cell, places, command, started, "skipped", planned.missing)
     try:
-        outcome = learn(planned.cell, places, observe)
+        results = _results(learn(planned.cell, places, observe))
     except KeyboardInterrupt:
         _finish(planned.cell, places, command, started, "interrupted", "stopped by Ctrl-C")
         raise
@@ -58,7 +66,7 @@ def run_cell(planned: Planned, places: Places, command: str | None, observe: Obs
         made = _finish(planned.cell, places, command, started, status, _reason(error))
         (places.results / planned.cell.id / TRACEBACK_NAME).write_text(traceback.format_exc())
         return made
-    return _finish(planned.cell, places, command, started, "done", None, outcome)
+    return _finish(planned.cell, places, command, started, "done", None, results)
 
 
 def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
@@ -71,7 +79,7 @@ def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
     split, arrays = split_of(cell, places), images_of(cell, places)
     assert split.sha256 == cell.split_sha256, "the data changed between planning and running"
     strategy, method = assemble(cell, places, observe)
-    outcome = Outcome(counts=_counts(arrays.test_y, split.task_sizes))
+    outcome = Outcome(counts=_counts(arrays.test_y, split.task_sizes), meanings=method.describes)
     stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
     for task, experience in enumerate(stream):
         outcome.train_seconds.append(_timed(strategy, lambda e=experience: strategy.train(e)))
@@ -79,11 +87,12 @@ def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
         if method.waits_for_all and task < len(stream) - 1:
             outcome.eval_seconds.append(None)
             outcome.correct.append([None] * len(stream))
-            continue
-        observe(Tick("evaluating", task + 1, len(stream)))
-        seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
-        outcome.eval_seconds.append(_timed(strategy, lambda e=seen: strategy.eval([e])))
-        outcome.correct.append(_row(strategy, split.task_sizes, task))
+        else:
+            observe(Tick("evaluating", task + 1, len(stream)))
+            seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
+            outcome.eval_seconds.append(_timed(strategy, lambda e=seen: strategy.eval([e])))
+            outcome.correct.append(_row(strategy, split.task_sizes, task))
+        outcome.diagnostics.append(method.diagnostics())
     return outcome
 
 
@@ -101,11 +110,13 @@ def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, An
     model = backbone.build(found, protocol.image_size).to(pipeline.device)
     seed_everything(cell.seed)  # building drew random numbers; the method's own start afresh
     method = METHODS[cell.method.name].load()(head_init=protocol.head_init, **cell.method.options)
+    augment = AUGMENTATIONS[protocol.augmentation]
     strategy = Strategy(
         model=model,
         optimizer=method.make_optimizer(model.parameters()),
-        train_collate=AUGMENTATIONS[protocol.augmentation](pipeline, generator(cell.seed, "augmentation")),
+        train_collate=augment(pipeline, generator(cell.seed, "augmentation")),
         eval_collate=clean(pipeline),
+        look_collate=augment(pipeline, generator(cell.seed, "statistics")),
         order=generator(cell.seed, "data order"),
         precision=protocol.precision,
         train_mb_size=protocol.batch_size,
@@ -202,7 +213,7 @@ def _finish(
     started: str,
     status: record.Status,
     reason: str | None,
-    outcome: Outcome | None = None,
+    results: Mapping[str, Any] | None = None,
 ) -> record.Record:
     made = record.Record(
         schema=record.SCHEMA,
@@ -214,12 +225,8 @@ def _finish(
         tasks=cell.tasks,
         config=cell.model_dump(mode="json"),
         class_order=cell.class_order,
-        correct=outcome and outcome.correct,
-        counts=outcome and outcome.counts,
-        accuracy_matrix=outcome and accuracy_matrix(outcome.correct, outcome.counts),
-        metrics=outcome and compute_all(outcome.correct, outcome.counts),
-        cost=_cost(outcome) if outcome else None,
         manifest=manifest_of(cell, places, command, started),
+        **(results or {}),
     )
     if status == "interrupted" and _is_done(places.results / cell.id / record.RECORD_NAME):
         return made  # an interrupted repetition takes nothing away
@@ -231,6 +238,44 @@ def _finish(
 
 def _is_done(path: Path) -> bool:
     return path.exists() and record.read(path).done
+
+
+def _results(outcome: Outcome) -> dict[str, Any]:
+    """What the record of a finished cell holds, and no other.
+
+    Raises:
+        UsageError: if what the method tells of itself cannot be recorded.
+    """
+    return {
+        "correct": outcome.correct,
+        "counts": outcome.counts,
+        "accuracy_matrix": accuracy_matrix(outcome.correct, outcome.counts),
+        "metrics": compute_all(outcome.correct, outcome.counts),
+        "diagnostics": _diagnostics(outcome),
+        "cost": _cost(outcome),
+    }
+
+
+def _diagnostics(outcome: Outcome) -> dict[str, record.Diagnostic] | None:
+    """Each name's entries in a row, null where an experience lacks it; None if there is nothing to say."""
+    names = sorted({name for entry in outcome.diagnostics for name in entry})
+    return {name: _diagnostic(name, outcome) for name in names} or None
+
+
+def _diagnostic(name: str, outcome: Outcome) -> record.Diagnostic:
+    if name not in outcome.meanings:
+        raise UsageError(
+            f"diagnostics() of the method returns '{name}', which its `describes` does not explain; "
+            "add a sentence on it there"
+        )
+    try:
+        values = [entry.get(name) for entry in outcome.diagnostics]
+        return record.Diagnostic(meaning=outcome.meanings[name], values=values)
+    except ValidationError as error:
+        raise UsageError(
+            f"diagnostics() of the method returns '{name}' in a form that cannot be recorded "
+            f"({record.complaint(error)}); return a finite number, or a list with one for each block, or None"
+        ) from None
 
 
 def _cost(outcome: Outcome) -> record.Cost:

@@ -27,6 +27,8 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
 
     Args:
         train_collate, eval_collate: items of the data set -> the model's input (see `bench.batches`).
+        look_collate: as train_collate, with random numbers of its own: for passes over the training images
+            that must leave training as it would have been.
         order: random stream of the order of the training images.
         precision: "fp32", or "bf16" for autocast in the forward pass (weights stay in fp32).
         settings: passed on to Avalanche.
@@ -37,6 +39,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         *,
         train_collate: Collate,
         eval_collate: Collate,
+        look_collate: Collate,
         order: torch.Generator,
         precision: str,
         **settings: Any,
@@ -45,6 +48,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message="No loggers specified")
             super().__init__(evaluator=None, **settings)
         self.train_collate, self.eval_collate = train_collate, eval_collate
+        self.look_collate = look_collate
         self.order, self.precision = order, precision
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -1,19 +1,20 @@
-"""Two figures per group: accuracy along the stream, and the accuracy matrices.
+"""The figures of a group: accuracy along the stream, the accuracy matrices, diagnostics by block.
 
-Both are readable at half width and in grey: every method has a marker of its own and is named at the
-end of its line, and the colour map of the matrices rises evenly in lightness.
+All are readable at half width and in grey: every method has a marker of its own and is named at the
+end of its line, and the colour map of the heat maps rises evenly in lightness.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import incremental_accuracies
+from reports import diagnostics
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
 from reports.text import number
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+
+    from bench.record import DiagnosticValue
 
 #: Paul Tol's "muted" scheme, safe for colour-blind readers; its pale yellow left out, too light for a line.
 COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
@@ -38,6 +41,8 @@ CHARACTER_WIDTH = 0.096
 #: Characters of a name that fit beside the curves.
 LABEL_LENGTH = 26
 MOST_PRINTED_TASKS = 10
+#: Panels side by side.
+MOST_PANELS = 4
 FORMATS = ("svg", "png")
 
 _SETTINGS: dict[Any, Any] = {
@@ -93,6 +98,14 @@ def write_matrices(group: Group, folder: Path) -> list[Path]:
     if not rows:
         return []
     return _saved(lambda: _matrices(rows), folder / f"{group.stem}-matrices")
+
+
+def write_diagnostics(group: Group, folder: Path) -> list[Path]:
+    """One heat map, block by experience, per method and diagnostic of every block; empty without any."""
+    panels = _panels(group)
+    if not panels:
+        return []
+    return _saved(lambda: _diagnostics(panels), folder / f"{group.stem}-diagnostics")
 
 
 def _drawable(group: Group) -> list[Row]:
@@ -299,20 +312,30 @@ def _colour_limits(matrices: Sequence[list[list[float | None]]]) -> tuple[float,
 def _draw_matrix(
     axes: Axes, title: str, matrix: list[list[float | None]], low: float, high: float
 ) -> AxesImage:
-    import numpy as np
-
-    tasks = len(matrix)
-    image = axes.imshow(np.array(matrix, dtype=float), cmap="cividis", vmin=low, vmax=high)
+    image = _heat_map(axes, matrix, low, high)
     axes.set_title(title, fontsize=10, loc="left")
-    step = ceil(tasks / MOST_PRINTED_TASKS)
-    ticks = range((tasks - 1) % step, tasks, step)
-    axes.set_xticks(ticks, [str(i + 1) for i in ticks])
-    axes.set_yticks(ticks, [str(i + 1) for i in ticks])
-    axes.tick_params(length=0, labelsize=8)
-    axes.spines[:].set_visible(False)
-    if tasks <= MOST_PRINTED_TASKS:
+    if len(matrix) <= MOST_PRINTED_TASKS:
         _print_values(axes, matrix, (low + high) / 2)
     return image
+
+
+def _heat_map(axes: Axes, matrix: list[list[float | None]], low: float, high: float) -> AxesImage:
+    """Lines downwards, columns to the right, both numbered from 1; None stays blank."""
+    import numpy as np
+
+    image = axes.imshow(np.array(matrix, dtype=float), cmap="cividis", vmin=low, vmax=high)
+    for place, count in ((axes.set_xticks, len(matrix[0])), (axes.set_yticks, len(matrix))):
+        ticks = _ticks(count)
+        place(ticks, [str(i + 1) for i in ticks])
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _ticks(count: int) -> range:
+    """So many as can be read, the last one among them."""
+    step = ceil(count / MOST_PRINTED_TASKS)
+    return range((count - 1) % step, count, step)
 
 
 def _print_values(axes: Axes, matrix: list[list[float | None]], middle: float) -> None:
@@ -322,3 +345,70 @@ def _print_values(axes: Axes, matrix: list[list[float | None]], middle: float) -
             if value is not None:
                 colour = INK if value > middle else "white"
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=size)
+
+
+# ---- diagnostics by block ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One diagnostic of one method: a line per block, a column per experience."""
+
+    method: str
+    name: str
+    values: list[list[float | None]]
+
+
+def _panels(group: Group) -> list[_Panel]:
+    """By diagnostic: what shares a scale stands side by side."""
+    series = [
+        (row.method, name, diagnostics.means(row, name))
+        for name in diagnostics.names(group)
+        for row in group.rows
+    ]
+    return [
+        _Panel(method, diagnostics.title(name), by_block(entries))
+        for method, name, entries in series
+        if any(isinstance(entry, list) for entry in entries)
+    ]
+
+
+def by_block(entries: Sequence[DiagnosticValue]) -> list[list[float | None]]:
+    """Blocks x experiences, from an entry per experience; None where there is no entry."""
+    blocks = next(len(entry) for entry in entries if isinstance(entry, list))
+    columns = [entry if isinstance(entry, list) else [None] * blocks for entry in entries]
+    return [list(line) for line in zip(*columns, strict=True)]
+
+
+def _diagnostics(panels: Sequence[_Panel]) -> Figure:
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), MOST_PANELS)
+    lines = ceil(len(panels) / columns)
+    width = (WIDTH - 0.3) / max(columns, 3)
+    figure = Figure(figsize=(width * columns + 0.3, 2.6 * lines + 0.3), layout="constrained")
+    places = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes, panel in zip(places, panels, strict=False):
+        _draw_panel(axes, panel, _range_of(p for p in panels if p.name == panel.name), width)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def _range_of(panels: Iterable[_Panel]) -> tuple[float, float]:
+    """What a diagnostic spans over all methods, so that its panels share one scale."""
+    values = [v for panel in panels for line in panel.values for v in line if v is not None]
+    low, high = min(values), max(values)
+    return (low - 0.5, high + 0.5) if isclose(low, high, rel_tol=1e-6) else (low, high)
+
+
+def _draw_panel(axes: Axes, panel: _Panel, limits: tuple[float, float], width: float) -> None:
+    image = _heat_map(axes, panel.values, *limits)
+    axes.set_aspect("auto")
+    axes.set_xlabel("after learning task", fontsize=8)
+    axes.set_ylabel("block", fontsize=8)
+    most = int(width / CHARACTER_WIDTH)
+    axes.set_title(f"{_short(panel.method, most)}:\n{_short(panel.name, most)}", fontsize=9, loc="left")
+    bar = axes.figure.colorbar(image, ax=axes, location="bottom", aspect=15)
+    bar.set_label(_short(panel.name, most), fontsize=8)
+    bar.ax.tick_params(labelsize=8)

@@ -8,12 +8,15 @@ from pathlib import Path
 from bench.metrics import METRICS
 from bench.record import Record
 from methods.errors import UsageError
-from reports import figures, tables
+from reports import diagnostics, figures, tables
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, escape, in_table
 
 REPORT_NAME = "report.md"
+
+#: The files of a group's figures by kind, relative to the report; none where there was nothing to draw.
+Drawn = dict[str, list[str]]
 
 
 def write_report(records: Sequence[Record], out: Path) -> Path:
@@ -41,26 +44,24 @@ def write_report(records: Sequence[Record], out: Path) -> Path:
     return path
 
 
-def _draw(groups: Sequence[Group], out: Path) -> dict[str, list[list[str]]]:
-    """The figures of each group by its stem; a figure is its files, relative to `out`."""
+def _draw(groups: Sequence[Group], out: Path) -> dict[str, Drawn]:
+    """The figures of each group, by its stem."""
     styles = figures.styles_of(groups)
     out.mkdir(parents=True, exist_ok=True)
-    return {
-        g.stem: [
-            [path.relative_to(out).as_posix() for path in paths]
-            for paths in (
-                figures.write_curves(g, styles, out / "figures"),
-                figures.write_matrices(g, out / "figures"),
-            )
-            if paths
-        ]
-        for g in groups
+    return {g.stem: _draw_group(g, styles, out) for g in groups}
+
+
+def _draw_group(g: Group, styles: dict[str, figures.Style], out: Path) -> Drawn:
+    folder = out / "figures"
+    written = {
+        "curves": figures.write_curves(g, styles, folder),
+        "matrices": figures.write_matrices(g, folder),
+        "diagnostics": figures.write_diagnostics(g, folder),
     }
+    return {kind: [path.relative_to(out).as_posix() for path in paths] for kind, paths in written.items()}
 
 
-def _lines(
-    records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, list[list[str]]]
-) -> Iterator[str]:
+def _lines(records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, Drawn]) -> Iterator[str]:
     yield from ["# Continual-learning benchmark", ""]
     yield from _overview(records)
     for g in groups:
@@ -84,16 +85,17 @@ def _names(texts: Iterable[str]) -> str:
     return ", ".join(escape(text) for text in sorted(set(texts)))
 
 
-CAPTIONS = (
-    "Accuracy after each task, {}; lines are means over seeds, bands their 95 % t-intervals",
-    "Accuracy matrices, {}; means over seeds",
-)
+CAPTIONS = {
+    "curves": "Accuracy after each task, {}; lines are means over seeds, bands their 95 % t-intervals",
+    "matrices": "Accuracy matrices, {}; means over seeds",
+    "diagnostics": "Diagnostics by block and task, {}; means over seeds",
+}
 
 
 # ---- results of a group ------------------------------------------------------------------------
 
 
-def _results(g: Group, drawn: list[list[str]]) -> Iterator[str]:
+def _results(g: Group, drawn: Drawn) -> Iterator[str]:
     yield from [f"## {escape(g.title)}", "", _facts_line(g), ""]
     for warning in tables.warnings(g):
         yield from [f"> **Warning:** {escape(warning)}", ""]
@@ -101,19 +103,22 @@ def _results(g: Group, drawn: list[list[str]]) -> Iterator[str]:
     for note in tables.notes(g):
         yield from [escape(note), ""]
     yield from _list_of("Not finished, and not part of any mean:", map(escape, tables.unfinished(g)))
-    for caption, paths in zip(CAPTIONS, drawn, strict=False):
-        yield from [_image(caption.format(g.title), paths), ""]
+    for kind in ("curves", "matrices"):
+        yield from _figure(g, drawn, kind)
     yield from _details(g)
+    yield from _diagnostics(g, drawn)
 
 
 def _facts_line(g: Group) -> str:
     return "Conditions: " + " · ".join(escape(phrase(*fact)) for fact in in_order(g.facts)) + "."
 
 
-def _image(alt: str, paths: Sequence[str]) -> str:
-    first = paths[0]
-    links = " · ".join(f"[{path.rpartition('.')[2].upper()}]({path})" for path in paths)
-    return f"![{escape(alt)}]({first})\n\n{escape(alt)}: {links}"
+def _figure(g: Group, drawn: Drawn, kind: str) -> Iterator[str]:
+    paths = drawn[kind]
+    if paths:
+        alt = escape(CAPTIONS[kind].format(g.title))
+        links = " · ".join(f"[{path.rpartition('.')[2].upper()}]({path})" for path in paths)
+        yield from [f"![{alt}]({paths[0]})", "", f"{alt}: {links}", ""]
 
 
 def _details(g: Group) -> Iterator[str]:
@@ -128,6 +133,17 @@ def _details(g: Group) -> Iterator[str]:
     if measured is not None:
         yield from ["### Costs", ""]
         yield from _markdown(measured)
+
+
+def _diagnostics(g: Group, drawn: Drawn) -> Iterator[str]:
+    told = tables.told(g)
+    if told is not None:
+        yield from ["### Diagnostics", ""]
+        yield from _markdown(told)
+        yield from [tables.DIAGNOSTICS_NOTE, ""]
+        yield from (f"- **{escape(name)}**: {escape(meaning)}" for name, meaning in diagnostics.meanings(g))
+        yield ""
+        yield from _figure(g, drawn, "diagnostics")
 
 
 # ---- formulas and conditions -------------------------------------------------------------------

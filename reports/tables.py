@@ -12,9 +12,10 @@ from math import fsum
 
 from bench.metrics import METRICS, Metric
 from bench.record import Parameters, Record
+from reports import diagnostics
 from reports.groups import Group, Row, is_paper
 from reports.stats import Estimate, estimate
-from reports.text import DASH, number
+from reports.text import DASH, EN_DASH, number, significant
 
 HEADLINE = (
     "accuracy",
@@ -33,6 +34,10 @@ PAIRED_NOTE = (
     "corrected for the number of comparisons; where one contains 0 the two methods are not told apart."
 )
 DASH_NOTE = f"{DASH} means not defined or not measured."
+DIAGNOSTICS_NOTE = (
+    "After the last task, means over seeds. What has a value for each block is shown as the mean over blocks "
+    "with the smallest and the largest block in parentheses."
+)
 TIME_NOTE = "Seconds are those of the clock: whatever else the machine was doing is in them."
 
 
@@ -79,6 +84,12 @@ def costs(group: Group) -> Table | None:
     ]
     measured = [c for c in columns if any(c.cell(row) != DASH for row in group.rows)]
     return _table(group, measured) if measured else None
+
+
+def told(group: Group) -> Table | None:
+    """What the methods tell of themselves after the last task; None if they tell nothing."""
+    columns = [_diagnostic_column(name) for name in diagnostics.names(group)]
+    return _table(group, columns) if columns else None
 
 
 def paired(group: Group) -> tuple[str, Table] | None:
@@ -262,6 +273,17 @@ def _memory_column(kind: str, phase: str) -> _Column:
     return _Column(
         f"peak memory, {phase} ({kind}, MiB)", lambda row: _show(estimate(map(mebibytes, row.done)), 0)
     )
+
+
+def _diagnostic_column(name: str) -> _Column:
+    def last(row: Row) -> str:
+        value = (diagnostics.means(row, name) or [None])[-1]
+        if isinstance(value, list):
+            ends = f"{significant(min(value))}{EN_DASH}{significant(max(value))}"
+            return f"{significant(statistics.fmean(value))} ({ends})"
+        return DASH if value is None else significant(value)
+
+    return _Column(diagnostics.title(name), last)
 
 
 def _batch_sizes(records: Iterable[Record]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 DASH = "—"
+EN_DASH = "\N{EN DASH}"
 
 _ENTITIES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
 
@@ -45,6 +46,17 @@ def number(value: float, digits: int) -> str:
     ('0.00', '12,345.7')
     """
     return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """The leading digits of a number; a power of ten where it is too small to be written out.
+
+    >>> significant(12.0), significant(0.98765), significant(12345), significant(0.0000123)
+    ('12.0', '0.988', '12,300', '1.23e-05')
+    """
+    rounded = f"{value:.{digits - 1}e}"
+    decimals = digits - 1 - int(rounded.partition("e")[2])
+    return number(round(value, decimals), max(decimals, 0)) if decimals < digits + 4 else rounded
 
 
 def slug(text: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bench.backbone import MICRO_NAME
-from bench.record import RECORD_NAME, read
+from bench.record import RECORD_NAME, SCHEMA, read
 from tests.conftest import tiny_vit
 
 TINY = ("--weights", "random", "--scale", "smoke", "--seeds", "0")
@@ -134,7 +134,7 @@ def test_a_grid_runs_is_reused_and_is_reported(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda t: t[: len(t) // 2], lambda t: t.replace('"schema": 1', '"schema": 99')]
+    "damage", [lambda t: t[: len(t) // 2], lambda t: t.replace(f'"schema": {SCHEMA}', '"schema": 99')]
 )
 @pytest.mark.parametrize("command", ["run", "report"])
 def test_a_damaged_record_stops_the_command_and_stays_as_it_is(damage, command, cli, tmp_path):

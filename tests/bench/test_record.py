@@ -45,6 +45,11 @@ COST = {
     "parameters": {"trainable": [5, 6], "stored": [5, 11], "deployed": [100, 106]},
 }
 
+DIAGNOSTICS: dict[str, Any] = {
+    "gate_own": {"meaning": "Mean opening of the own gate.", "values": [None, [0.9, 0.8, 1.0]]},
+    "task_confidence": {"meaning": "Mean confidence.", "values": [1.0, 0.5]},
+}
+
 
 def content(**changes: Any) -> dict[str, Any]:
     """A valid record's content, as it lies on disk, with top-level fields changed."""
@@ -62,12 +67,18 @@ def content(**changes: Any) -> dict[str, Any]:
         "counts": COUNTS,
         "accuracy_matrix": accuracy_matrix(CORRECT, COUNTS),
         "metrics": compute_all(CORRECT, COUNTS),
+        "diagnostics": DIAGNOSTICS,
         "cost": COST,
         "manifest": MANIFEST,
     } | changes
 
 
-RESULTS = ("correct", "counts", "accuracy_matrix", "metrics")
+def telling(*values: Any) -> dict[str, Any]:
+    """A change of the content: one diagnostic with these values."""
+    return {"diagnostics": {"gate_own": {"meaning": "A gate.", "values": list(values)}}}
+
+
+RESULTS = ("correct", "counts", "accuracy_matrix", "metrics", "diagnostics")
 NO_RESULT: dict[str, Any] = dict.fromkeys(RESULTS)
 
 
@@ -87,7 +98,13 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 
 def test_equal_records_give_equal_bytes() -> None:
     turned = json.loads(json.dumps(content()))
-    for part in (turned["manifest"], turned["config"]["protocol"], turned["metrics"], turned["cost"]):
+    for part in (
+        turned["manifest"],
+        turned["config"]["protocol"],
+        turned["metrics"],
+        turned["cost"],
+        turned["diagnostics"],
+    ):
         items = list(part.items())
         part.clear()
         part.update(reversed(items))
@@ -111,6 +128,31 @@ def test_an_unfinished_cell_keeps_its_reason_and_holds_no_result(status: str) ->
         Record.model_validate(
             content(status=status, reason="Why.", **NO_RESULT | {"metrics": content()["metrics"]})
         )
+
+
+@pytest.mark.parametrize("diagnostics", [None, {}])
+def test_a_method_may_have_nothing_to_tell(diagnostics: Any, tmp_path: Path) -> None:
+    record = Record.model_validate(content(diagnostics=diagnostics))
+    assert read(write(record, tmp_path)).diagnostics == diagnostics
+
+
+@pytest.mark.parametrize("diagnostics", [DIAGNOSTICS, {}])
+def test_an_unfinished_cell_has_no_diagnostics(diagnostics: Any) -> None:
+    changes = NO_RESULT | {"status": "failed", "reason": "Why.", "diagnostics": diagnostics}
+    with pytest.raises(ValidationError, match="there are results: diagnostics"):
+        Record.model_validate(content(**changes))
+
+
+def test_records_of_schema_1_are_read_and_have_no_diagnostics(tmp_path: Path) -> None:
+    old = content(schema=1)
+    del old["diagnostics"]
+    path = tmp_path / RECORD_NAME
+    path.write_text(json.dumps(old))
+    assert read(path).diagnostics is None
+    assert read(path).metrics == old["metrics"]
+    path.write_text(json.dumps(content(schema=1)))
+    with pytest.raises(RecordError, match="schema 1 has no diagnostics"):
+        read(path)
 
 
 def test_the_joint_reference_evaluates_the_last_row_only() -> None:
@@ -158,6 +200,17 @@ WRONG = {
         {"cost": COST | {"latency": {"1": {"samples": [], "median": 1, "p95": 1, "p99": 1, "n": 1}}}},
         "0 samples",
     ),
+    "a diagnostic too few": (telling(1.0), "gate_own has 1 entries for 2 tasks"),
+    "a diagnostic too many": (telling(1.0, 1.0, None), "gate_own has 3 entries for 2 tasks"),
+    "a diagnostic of two kinds": (telling(1.0, [1.0]), "several kinds: a list of 1, a number"),
+    "blocks lost": (telling([1.0, 1.0], [1.0]), "several kinds: a list of 1, a list of 2"),
+    "no blocks": (telling([], None), "at least 1 item"),
+    "an infinite diagnostic": (telling(1.0, float("inf")), "finite"),
+    "nan in a block": (telling(None, [1.0, float("nan")]), "finite"),
+    "a diagnostic in words": (telling("high", "low"), "valid number"),
+    "blocks of blocks": (telling([[1.0]], None), "valid number"),
+    "a diagnostic unexplained": ({"diagnostics": {"gate_own": {"values": [1.0, 1.0]}}}, "meaning"),
+    "an empty meaning": ({"diagnostics": {"x": {"meaning": "", "values": [1.0, 1.0]}}}, "meaning"),
     "local time": ({"manifest": MANIFEST | {"started": "2025-01-31T12:00:00+01:00"}}, "UTC"),
     "not a time": ({"manifest": MANIFEST | {"ended": "yesterday"}}, "isoformat"),
 }
@@ -177,7 +230,10 @@ def test_numbers_may_differ_by_rounding_only() -> None:
 BROKEN: dict[str, tuple[bytes, str]] = {
     "cut in half": (json.dumps(content()).encode()[:300], "not whole JSON"),
     "empty": (b"", "not whole JSON"),
-    "another schema": (json.dumps(content(schema=99)).encode(), "schema 99, and this version reads schema 1"),
+    "another schema": (
+        json.dumps(content(schema=99)).encode(),
+        "schema 99, and this version reads schemas 1 and 2",
+    ),
     "no schema": (b"{}", "schema None"),
     "not an object": (b"[1, 2]", "holds a list"),
     "not text": (b"\xff\xfe\x00", "not UTF-8"),

@@ -37,6 +37,7 @@ def make(
         optimizer=method.make_optimizer(model.parameters()),
         train_collate=collate,
         eval_collate=collate,
+        look_collate=collate,
         order=torch.Generator().manual_seed(0),
         precision=precision,
         train_mb_size=batch,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.metrics import accuracy_matrix, compute_all
-from bench.record import Record
+from bench.record import SCHEMA, Record
 
 Make = Callable[..., Record]
 Correct = list[list[int | None]]
@@ -99,7 +99,7 @@ def make() -> Make:
         random.Random(seed).shuffle(order)
         return Record.model_validate(
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "status": "done",
                 "method": method,
                 "benchmark": benchmark,
@@ -132,7 +132,7 @@ def unfinished(make: Make) -> Make:
     """A factory of records of cells that did not finish."""
 
     def record(method: str, seed: int, status: str, reason: str, **fields: Any) -> Record:
-        results = ("class_order", "correct", "counts", "accuracy_matrix", "metrics", "cost")
+        results = ("class_order", "correct", "counts", "accuracy_matrix", "metrics", "diagnostics", "cost")
         whole = make(method, seed, **fields).model_dump(by_alias=True)
         return Record.model_validate(whole | dict.fromkeys(results) | {"status": status, "reason": reason})
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.text import clean, code, escape, in_table, number, slug
+from reports.text import clean, code, escape, in_table, number, significant, slug
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,23 @@ def test_a_cell_never_splits_its_row(text: str) -> None:
 )
 def test_numbers(value: float, digits: int, shown: str) -> None:
     assert number(value, digits) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0.00"),
+        (12.0, "12.0"),
+        (0.98765, "0.988"),
+        (9.996, "10.0"),
+        (-0.2, "-0.200"),
+        (123456.0, "123,000"),
+        (0.000123456, "0.000123"),
+        (0.0000123456, "1.23e-05"),
+    ],
+)
+def test_three_significant_digits(value: float, shown: str) -> None:
+    assert significant(value) == shown
 
 
 def test_file_names_are_plain() -> None:

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.record import Record
+from methods.errors import UsageError
+from reports import diagnostics, figures
+from reports.figures import by_block, write_diagnostics
+from reports.groups import Row, group
+from reports.report import write_report
+from reports.tables import told
+
+Make = Callable[..., Record]
+
+MEANING = "How open | it is."
+
+
+def telling(meaning: str = MEANING, **values: list[Any]) -> dict[str, Any]:
+    """A field of a record: `values` by name, an entry per experience."""
+    return {"diagnostics": {name: {"meaning": meaning, "values": found} for name, found in values.items()}}
+
+
+def row(*records: Record) -> Row:
+    (only,) = group(records)
+    return only.rows[0]
+
+
+def section_of(text: str) -> str:
+    return re.split(r"^##+ (?!Diagnostics)", text.partition("### Diagnostics\n")[2], flags=re.MULTILINE)[0]
+
+
+# ---- means over seeds --------------------------------------------------------------------------
+
+
+def test_blocks_and_numbers_are_averaged_over_seeds(make: Make) -> None:
+    first = make("a", 0, tasks=2, **telling(gate=[[0.2, 0.4], [0.6, 0.8]], share=[0.5, 1.0]))
+    second = make("a", 1, tasks=2, **telling(gate=[[0.4, 0.4], [0.8, 1.0]], share=[0.7, 0.0]))
+    both = row(first, second)
+    assert diagnostics.means(both, "gate") == [pytest.approx([0.3, 0.4]), pytest.approx([0.7, 0.9])]
+    assert diagnostics.means(both, "share") == [pytest.approx(0.6), pytest.approx(0.5)]
+
+
+def test_what_one_seed_lacks_is_no_mean(make: Make) -> None:
+    first = make("a", 0, tasks=2, **telling(share=[None, 1.0]))
+    second = make("a", 1, tasks=2, **telling(share=[0.5, 0.5]))
+    old = make("a", 2, tasks=2, schema=1)
+    assert diagnostics.means(row(first, second), "share") == [None, 0.75]
+    assert diagnostics.means(row(first, second, old), "share") == []
+    assert diagnostics.means(row(first), "other") == []
+
+
+def test_an_unfinished_seed_takes_no_part(make: Make, unfinished: Make) -> None:
+    whole = make("a", 0, tasks=1, **telling(share=[0.5]))
+    assert diagnostics.means(row(whole, unfinished("a", 1, "failed", "Why.", tasks=1)), "share") == [0.5]
+
+
+@pytest.mark.parametrize("other", [[1.0], [[1.0, 1.0, 1.0]]])
+def test_seeds_that_contradict_each_other_are_refused(make: Make, other: list[Any]) -> None:
+    cells = make("a", 0, tasks=1, **telling(gate=[[1.0, 1.0]])), make("a", 1, tasks=1, **telling(gate=other))
+    with pytest.raises(UsageError, match=r"a on digits have 'gate' in different forms.*--rerun all"):
+        diagnostics.means(row(*cells), "gate")
+
+
+# ---- the section of the report -----------------------------------------------------------------
+
+
+@pytest.fixture
+def two_methods(make: Make) -> list[Record]:
+    """The worse method tells more, so that the order of the rows is not that of the names."""
+    return [
+        make("b", 0, skill=0.9, tasks=2, **telling(task_share=[1.0, 0.51234])),
+        make("a", 0, skill=0.5, tasks=2, **telling(gate_own=[None, [0.1, 0.3]], task_share=[1.0, None])),
+        make("a", 1, skill=0.5, tasks=2, **telling(gate_own=[None, [0.3, 0.3]], task_share=[1.0, None])),
+    ]
+
+
+def test_the_table_shows_the_last_experience(two_methods: list[Record]) -> None:
+    (only,) = group(two_methods)
+    table = told(only)
+    assert table is not None
+    assert table.columns == ("method", "gate own", "task share")
+    assert table.rows == (("b", "—", "0.512"), ("a", "0.250 (0.200\N{EN DASH}0.300)", "—"))
+
+
+def test_the_section_explains_its_names_and_shows_its_figure(
+    two_methods: list[Record], tmp_path: Path
+) -> None:
+    text = write_report(two_methods, tmp_path).read_text(encoding="utf-8")
+    section = section_of(text)
+    for line in (
+        "| method | gate own | task share |",
+        "| b | — | 0.512 |",
+        r"- **gate own**: How open \| it is.",
+        r"- **task share**: How open \| it is.",
+    ):
+        assert line in section.splitlines()
+    linked = set(re.findall(r"\]\((figures/[^)]+)\)", section))
+    drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-diagnostics.*")}
+    assert linked == drawn
+    assert sorted(Path(path).suffix for path in drawn) == [".png", ".svg"]
+    captions = dict(re.findall(r"!\[(\w+ \w+).*\]\(.*-(\w+)\.svg\)", text))
+    assert captions == {
+        "Accuracy after": "curves",
+        "Accuracy matrices": "matrices",
+        "Diagnostics by": "diagnostics",
+    }
+
+
+def test_same_records_same_bytes_in_any_order(two_methods: list[Record], tmp_path: Path) -> None:
+    folders = tmp_path / "forth", tmp_path / "back"
+    for cells, folder in zip((two_methods, two_methods[::-1]), folders, strict=True):
+        write_report(cells, folder)
+    forth, back = ({p.name: p.read_bytes() for p in folder.rglob("*.*")} for folder in folders)
+    assert any("-diagnostics" in name for name in forth)
+    assert forth == back
+
+
+def test_a_single_task_has_the_figure_of_its_diagnostics_alone(make: Make, tmp_path: Path) -> None:
+    text = write_report([make(tasks=1, **telling(gate=[[0.5, 0.6]]))], tmp_path).read_text(encoding="utf-8")
+    assert re.findall(r"!\[(\w+)", text) == ["Diagnostics"]
+
+
+@pytest.mark.parametrize("nothing", [{"diagnostics": None}, {"diagnostics": {}}, {"schema": 1}])
+def test_without_diagnostics_there_is_no_section(make: Make, tmp_path: Path, nothing: dict[str, Any]) -> None:
+    text = write_report([make(**nothing)], tmp_path).read_text(encoding="utf-8")
+    assert "Diagnostics" not in text
+    assert list(tmp_path.rglob("*-diagnostics.*")) == []
+
+
+def test_names_and_meanings_are_foreign_text(make: Make, tmp_path: Path) -> None:
+    evil = {"diagnostics": {"<b>|x": {"meaning": "*a*\n# b", "values": [[1.0]]}}}
+    section = section_of(write_report([make(tasks=1, **evil)], tmp_path).read_text(encoding="utf-8"))
+    assert r"| method | &lt;b&gt;\|x |" in section
+    assert r"- **&lt;b&gt;\|x**: \*a\* # b" in section
+
+
+def test_a_name_with_two_meanings_says_whose_each_is(make: Make) -> None:
+    (only,) = group(
+        [
+            make("a", 0, skill=0.9, tasks=1, **telling(gate=[1.0], share=[1.0])),
+            make("b", 0, skill=0.7, tasks=1, **telling("Another thing.", gate=[1.0])),
+            make("c", 0, skill=0.5, tasks=1, **telling(gate=[1.0])),
+        ]
+    )
+    assert diagnostics.meanings(only) == [
+        ("gate (b)", "Another thing."),
+        ("gate (a, c)", MEANING),
+        ("share", MEANING),
+    ]
+
+
+# ---- the figure --------------------------------------------------------------------------------
+
+
+def test_blocks_go_down_and_experiences_to_the_right() -> None:
+    assert by_block([None, [1.0, 2.0], [3.0, 4.0]]) == [[None, 1.0, 3.0], [None, 2.0, 4.0]]
+
+
+def test_what_is_no_list_is_not_drawn(make: Make, tmp_path: Path) -> None:
+    (only,) = group([make(tasks=2, **telling(share=[1.0, 0.5], never=[None, None]))])
+    assert write_diagnostics(only, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Draw the diagnostics of records, and give the figure."""
+
+    def draw(*records: Record) -> Any:
+        kept: list[Any] = []
+        monkeypatch.setattr(figures, "_saved", lambda make_figure, stem: kept.append(make_figure()))
+        (only,) = group(records)
+        write_diagnostics(only, tmp_path)
+        return kept[0]
+
+    return draw
+
+
+def heat_maps(figure: Any) -> list[Any]:
+    return [axes for axes in figure.axes if axes.get_visible() and axes.get_xlabel() == "after learning task"]
+
+
+def test_each_method_and_diagnostic_has_a_panel_and_a_labelled_bar(make: Make, drawn: Any) -> None:
+    gates = telling(
+        gate_own=[[0.2, 0.4], [0.6, 0.8]], subspace_size=[[5.0, 6.0], [7.0, 8.0]], share=[1.0, 1.0]
+    )
+    figure = drawn(
+        make("a", 0, skill=0.9, tasks=2, **gates),
+        make("b", 0, skill=0.5, tasks=2, **telling(gate_own=[None, [0.1, 0.9]])),
+    )
+    panels = heat_maps(figure)
+    titles = ["a:\ngate own", "b:\ngate own", "a:\nsubspace size"]
+    assert [axes.get_title(loc="left") for axes in panels] == titles
+    bars = [axes.images[0].colorbar.ax.get_xlabel() for axes in panels]
+    assert bars == ["gate own", "gate own", "subspace size"]
+    assert panels[2].images[0].get_array().tolist() == [[5.0, 7.0], [6.0, 8.0]]
+
+
+def test_a_diagnostic_has_one_scale_for_all_methods(make: Make, drawn: Any) -> None:
+    figure = drawn(
+        make("a", 0, tasks=1, **telling(gate=[[0.2, 0.4]], size=[[7.0, 7.0]])),
+        make("b", 0, tasks=1, **telling(gate=[[0.3, 0.9]])),
+    )
+    scales = [axes.images[0].get_clim() for axes in heat_maps(figure)]
+    assert scales == [(0.2, 0.9), (0.2, 0.9), (6.5, 7.5)]
+
+
+def test_there_are_at_most_four_panels_in_a_line(make: Make, drawn: Any) -> None:
+    figure = drawn(*(make(name, 0, tasks=1, **telling(gate=[[0.2, 0.4]])) for name in "abcdef"))
+    places = [axes.get_subplotspec() for axes in heat_maps(figure)]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (1, 0),
+        (1, 1),
+    ]

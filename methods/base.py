@@ -13,7 +13,7 @@ A new method subclasses `Method`, sets `Hyper`, and overrides what it needs of `
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,8 @@ from methods.errors import UsageError
 from methods.head import ClassHead, HeadInit, only
 from methods.hyper import Hyper, make_hyper
 from methods.vit import open_seams
+
+MEMORY = "memory."
 
 
 class Method(SupervisedPlugin):  # type: ignore[misc]
@@ -45,6 +47,8 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     waits_for_all: ClassVar[bool] = False
     #: The published recipe: fields of the protocol that `--protocol paper` sets for this method.
     paper: ClassVar[Mapping[str, Any]] = {}
+    #: What `diagnostics` returns: name -> meaning.
+    describes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, *, head_init: HeadInit = "zero", **hyper: Any) -> None:
         super().__init__()
@@ -52,6 +56,8 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         self.head_init = head_init
         self.model: VisionTransformer | None = None
         self.current: tuple[int, ...] = ()
+        #: Kept for later experiences and not needed for inference; part of the state.
+        self.memory: dict[str, Tensor] = {}
 
     # ---- what a method overrides -------------------------------------------------------------
 
@@ -70,6 +76,23 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     def promised(self, task: int) -> Iterable[str]:
         """Names in the model's state that never change once experience `task` (from 0) is over."""
         return (f"head.tasks.{task}.weight", f"head.tasks.{task}.bias")
+
+    @classmethod
+    def paper_options(cls, benchmark: str) -> Mapping[str, Any]:  # noqa: ARG003
+        """The published hyper-parameters on `benchmark`, where they are not the defaults."""
+        return {}
+
+    def make_head(self, model: VisionTransformer) -> ClassHead:
+        """The classifier that replaces the model's own."""
+        return ClassHead(model.num_features, self.head_init)
+
+    def diagnostics(self) -> dict[str, float | list[float] | None]:
+        """What users of the method ask about the experience just learnt, and evaluated, if it was.
+
+        A number, None where it is not defined, or a list with a number for each block; names and their
+        meanings are in `describes`.
+        """
+        return {}
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The method's own optimiser."""
@@ -110,7 +133,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         open_seams(model)
         model.requires_grad_(False)
         self.backbone_names = {n for n in model.state_dict() if not n.startswith("head.")}
-        model.head = ClassHead(model.num_features, self.head_init)
+        model.head = self.make_head(model)
         self.adapt(model)
         self.model = model
 
@@ -123,9 +146,13 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         return name not in self.backbone_names
 
     def state(self) -> dict[str, Tensor]:
-        """Everything learnt so far, by its name in the model; the backbone is not in it."""
+        """Everything learnt so far, by its name in the model; the backbone is not in it.
+
+        What is needed to learn further, but not for inference, has names that start with "memory.".
+        """
         assert self.model is not None
-        return {n: t.detach().clone() for n, t in self.model.state_dict().items() if self.owns(n)}
+        learnt = {n: t.detach().clone() for n, t in self.model.state_dict().items() if self.owns(n)}
+        return learnt | {MEMORY + name: tensor.clone() for name, tensor in self.memory.items()}
 
     def restore(self, model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
         """Make a fresh `model` what `state` was taken from: the same logits, bit for bit.
@@ -138,12 +165,23 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         while f"head.tasks.{task}.classes" in state:
             self._grow(model, state[f"head.tasks.{task}.classes"].tolist())
             task += 1
+        learnt = {n: t for n, t in state.items() if not n.startswith(MEMORY)}
         expected = {n for n in model.state_dict() if self.owns(n)}
-        if expected != set(state):
-            odd = sorted(expected ^ set(state))[:3]
+        if expected != set(learnt):
+            odd = sorted(expected ^ set(learnt))[:3]
             raise UsageError(f"the state does not fit {self.name} on this backbone; they differ in {odd}")
-        model.load_state_dict(dict(state), strict=False)
+        shape_buffers(model, learnt)
+        model.load_state_dict(learnt, strict=False)
+        self.memory = {n.removeprefix(MEMORY): t.clone() for n, t in state.items() if n.startswith(MEMORY)}
         model.requires_grad_(False)
+
+
+def shape_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the buffers named in `state` its shapes: how many directions a basis has, only training tells."""
+    for name, buffer in list(model.named_buffers()):
+        if name in state and state[name].shape != buffer.shape:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, buffer.new_empty(state[name].shape))
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -169,6 +207,18 @@ def autocast_of(strategy: Any) -> AbstractContextManager[Any]:
     return context
 
 
+@contextmanager
+def looking(model: nn.Module) -> Iterator[None]:
+    """Passes through the model for statistics: in eval mode and without gradients, then as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
 def clean_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The experience's training images as an evaluation sees them: in order, not augmented.
 
@@ -176,10 +226,24 @@ def clean_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
     random stream is touched: a pass for statistics leaves training as it would have been.
     """
     images = strategy.adapted_dataset.eval()
+    yield from _batches(strategy, images, getattr(strategy, "eval_collate", None))
+
+
+def augmented_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `clean_batches`, with the augmentation of training.
+
+    The harness has a random stream for this purpose; under another strategy the global generators are
+    put back afterwards.
+    """
+    with torch.random.fork_rng(devices=[strategy.device] if strategy.device.type == "cuda" else []):
+        yield from _batches(strategy, strategy.adapted_dataset, getattr(strategy, "look_collate", None))
+
+
+def _batches(strategy: Any, images: Any, collate: Any) -> Iterator[tuple[Tensor, Tensor]]:
     loader = DataLoader(
         images,
         batch_size=strategy.eval_mb_size,
-        collate_fn=getattr(strategy, "eval_collate", None) or getattr(images, "collate_fn", None),
+        collate_fn=collate or getattr(images, "collate_fn", None),
         generator=torch.Generator(),  # without one, a loader draws from the global generator
     )
     for x, y, *_ in loader:

@@ -10,9 +10,8 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
 from methods.base import Method
-from methods.errors import UsageError
 from methods.hyper import STRICT, Hyper, hyper
-from methods.lora import LoraPlug
+from methods.lora import LoraPlug, check_rank
 from methods.registry import register
 from methods.vit import open_seams
 
@@ -39,10 +38,6 @@ class Finetune(Method):
     Hyper = LoraHyper
 
     def adapt(self, model: VisionTransformer) -> None:
-        if self.hyper.rank > model.embed_dim:
-            raise UsageError(
-                f"{self.name}.rank is {self.hyper.rank}; "
-                f"legal: at most the width of the backbone, {model.embed_dim}"
-            )
+        check_rank(self.name, self.hyper.rank, model)
         for attention in open_seams(model):
             attention.plug = LoraPlug(model.embed_dim, self.hyper.rank, self.hyper.targets)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from methods.errors import UsageError
 from methods.vit import QKV, Plug
 
 
@@ -37,3 +39,22 @@ class LoraPlug(Plug):
         given = {"q": q, "k": k, "v": v}
         q, k, v = (t + self.maps[n](x) if n in self.maps else t for n, t in given.items())
         return q, k, v
+
+
+def check_rank(owner: str, rank: int, model: VisionTransformer) -> None:
+    """Refuse a rank that is above the width of the backbone.
+
+    Raises:
+        UsageError: naming the width.
+    """
+    if rank > model.embed_dim:
+        raise UsageError(
+            f"{owner}.rank is {rank}; legal: at most the width of the backbone, {model.embed_dim}"
+        )
+
+
+@torch.no_grad()
+def merge(qkv: nn.Linear, target: str, up: Tensor, down: Tensor) -> None:
+    """Add up (D, r) down (r, D) to the rows of one projection in the weight (3D, D), in float64."""
+    weight = qkv.weight.chunk(3)["qkv".index(target)]
+    weight.copy_(weight.double() + up.double() @ down.double())

@@ -15,6 +15,8 @@ M >= N keys where a plug adds prefixes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -103,6 +105,20 @@ def _open(attention: nn.Module) -> SeamAttention:
     opened = cast(SeamAttention, attention)
     opened.plug = None
     return opened
+
+
+@contextmanager
+def watching(attentions: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call `see(i, x)` with the normalised input x (B, N, D) of attention i whenever a pass reaches it."""
+    hooks = [
+        attention.register_forward_pre_hook(lambda _, inputs, i=i: see(i, inputs[0]))
+        for i, attention in enumerate(attentions)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def embed(vit: VisionTransformer, x: Tensor) -> Tensor:

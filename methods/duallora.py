@@ -1,0 +1,548 @@
+"""DualLoRA: an orthogonal and a residual low-rank adapter, and a dynamic memory (arXiv 2411.00623).
+
+The paper's text and code were not available to us; only its abstracts and secondary notes were. So this
+is an implementation of what those say, with every gap filled by a named hyper-parameter. No number it
+produces is the authors' result.
+
+Confirmed by the sources: two adapters beside each frozen weight; the orthogonal one is updated outside
+the subspace of earlier experiences, the residual one inside the subspace of experience-specific bases;
+bases come from class-token features only; at inference the residual adapter's output is scaled by the
+similarity between its bases and the current attention; the same bases estimate the task identity, whose
+confidence calibrates the logits; one forward pass.
+
+Inferred, and therefore options: adapted projections (`targets`), ranks, which class-token feature
+(`feature`), whose bases the residual adapter uses (`bases`, the sources disagree), how much energy they
+hold and their number (`energy`, `lamb`, `lame`, `capacity`), whether the orthogonal adapter keeps out of
+the experience's own bases (`exclude_own`), the gate's formula (`gate`, `gate_quantile`), the score, the
+posterior and the calibration (`score`, `score_depth`, `calibration`, `tau`, `beta`, `theta`, `certain`).
+
+A block, with u (B, N, D) its normalised input and everything per block:
+
+    c_h  = softmax(q_0 k^T / sqrt(Dh)) u           the class token's read-out of head h, (B, H, D)
+    e_i  = sum_h |S_i^T c_h|^2 / sum_h |c_h|^2      relevance of experience i's bases S_i, (B,)
+    v    = W u + B_O A_O u + sum_i g_i(e) B_i A_i u
+
+A_O = a Q^T with Q the complement of all earlier bases, A_i = a_i S_i^T: the subspaces hold by
+construction, whatever the optimiser does. After an experience B_O A_O is merged into W, its S_i takes in
+what training added to the features, and (B_i, A_i, S_i) never change again. How well each part does is
+measured in docs/duallora.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods import identity
+from methods.base import Method, autocast_of, clean_batches, looking
+from methods.errors import UsageError
+from methods.head import ClassHead, HeadInit
+from methods.hyper import STRICT, Hyper, hyper
+from methods.identity import TINY, Calibration, Score
+from methods.inflora import InfLora
+from methods.lora import check_rank, merge
+from methods.registry import register
+from methods.subspace import (
+    ROW_NORM,
+    Energy,
+    captured,
+    complement,
+    energy_matrix,
+    growth,
+    joined,
+    no_inputs,
+)
+from methods.vit import QKV, Plug, open_seams
+
+Gate = Literal["none", "relevance", "posterior"]
+Feature = Literal["cls_attn", "cls_in", "all_tokens"]
+
+M = TypeVar("M", bound=nn.Module)
+
+CONFIRMED = "arXiv 2411.00623, abstract"
+OURS = "ours: not known from the paper"
+CHOSEN = "ours, chosen on validation: docs/duallora.md"
+
+
+@dataclass(frozen=True, config=STRICT)
+class DualLoraHyper(Hyper):
+    """Hyper-parameters of DualLoRA. `source` says which are confirmed and which are ours."""
+
+    lr: float = hyper(2e-3, "learning rate of Adam", source=CHOSEN, gt=0)
+    rank: int = hyper(10, "rank of each of the two adapters", source="ours: InfLoRA's rank", ge=1)
+    targets: str = hyper(
+        "v",
+        "projections that are adapted, some of q, k, v",
+        source="ours: class-token features protect what comes after the attention map, not the map itself",
+        pattern="^q?k?v?$",
+        min_length=1,
+    )
+    adapters: Literal["both", "orthogonal", "residual"] = hyper(
+        "both", "which of the two adapters is there", source=f"both: {CONFIRMED}; the others are ablations"
+    )
+    feature: Feature = hyper(
+        "cls_attn",
+        "what bases are made of and compared with: the class token's read-out of every head (cls_attn), its "
+        "normalised input (cls_in), the normalised inputs of all tokens (all_tokens)",
+        source="class token: a summary of the paper; which of its features: ours",
+    )
+    bases: Literal["own", "old", "last"] = hyper(
+        "own",
+        "the residual adapter trains inside the bases that the experience adds (own), that all earlier ones "
+        "added (old), or that the last one added (last)",
+        source="ours: two notes on the paper disagree",
+    )
+    exclude_own: bool = hyper(
+        False, "keep the orthogonal adapter out of the experience's own bases too", source=OURS
+    )
+    energy: Energy = hyper(
+        "sigma2",
+        "energy of the features: squares of their singular values (sigma2), or fourth powers (sigma4)",
+        source="ours: GPM's rule",
+    )
+    lamb: float = hyper(
+        0.95, "share of the energy that bases hold after the first experience", source=CHOSEN, gt=0, le=1
+    )
+    lame: float = hyper(
+        0.98, "share it grows towards with the number of experiences", source=CHOSEN, gt=0, le=1
+    )
+    capacity: float = hyper(
+        5 / 6,
+        "share of the width that all bases may take; an experience may add its part of it, or `rank` if more",
+        source=CHOSEN,
+        gt=0,
+        le=1,
+    )
+    gate: Gate = hyper(
+        "relevance",
+        "dynamic memory: how residual adapters are scaled by sample: not at all (none), by e_i over its "
+        "`gate_quantile` (relevance), by the posterior that the experience is i or later (posterior)",
+        source=f"that there is one: {CONFIRMED}; formulas: ours",
+    )
+    gate_quantile: float = hyper(
+        0.1, "quantile of an experience's own relevance above which its gate is open", source=OURS, gt=0, lt=1
+    )
+    calibration: Calibration = hyper(
+        "softmax",
+        "how the task posterior changes the logits: see methods/identity.py",
+        source=f"that it does: {CONFIRMED}; formulas: ours",
+    )
+    score: Score = hyper(
+        "remaining", "what tells the experience: the relevance, or its share of what is left", source=CHOSEN
+    )
+    score_depth: float = hyper(
+        1.0, "share of the blocks, from the last one on, whose scores are averaged", source=CHOSEN, gt=0, le=1
+    )
+    tau: float = hyper(0.3, "temperature of the posterior", source=CHOSEN, gt=0)
+    beta: float = hyper(1.0, "weight of the log posterior in the logits", source=OURS, ge=0)
+    theta: float = hyper(1.0, "score at which calibration=stick calls bases active", source=OURS)
+    certain: float = hyper(
+        0.5, "confidence from which calibration=hard masks other experiences", source=OURS, ge=0, le=1
+    )
+
+
+class Trail:
+    """What the blocks see during one forward pass, for the blocks behind them and for the classifier."""
+
+    def __init__(self) -> None:
+        #: An experience is being learnt: its adapters are open, and nothing is calibrated.
+        self.learning = False
+        self.collect: Any = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.relevance: list[Tensor] = []
+        self.usual: list[Tensor] = []
+        self.gates: list[Tensor] = []
+
+
+class Adapter(nn.Module):
+    """B a S^T: a low-rank map whose row space lies in the span of S (D, k) by construction. Zero at first."""
+
+    basis: Tensor
+
+    def __init__(self, basis: Tensor, rank: int) -> None:
+        super().__init__()
+        width, k = basis.shape
+        self.register_buffer("basis", basis.float())
+        self.coefficients = nn.Parameter(torch.empty(rank, k, device=basis.device))
+        self.up = nn.Parameter(torch.zeros(width, rank, device=basis.device))
+        bound = math.sqrt(3) * ROW_NORM / math.sqrt(max(k, 1))  # uniform: rows of norm ROW_NORM
+        nn.init.uniform_(self.coefficients, -bound, bound)
+
+    @property
+    def down(self) -> Tensor:
+        """A = a S^T, (r, D)."""
+        return self.coefficients @ self.basis.T
+
+
+class Bank(nn.Module):
+    """Residual adapters of finished experiences, stacked: `down` (n r, D), `up` (D, n r)."""
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("down", torch.zeros(0, width))
+        self.register_buffer("up", torch.zeros(width, 0))
+
+    def add(self, adapter: Adapter) -> None:
+        self.down = torch.cat([self.down, adapter.down.detach()])
+        self.up = torch.cat([self.up, adapter.up.detach()], 1)
+
+
+def by_target(parts: dict[str, M]) -> dict[str, M]:
+    """Parts by the projection they change, registered with the module that owns them."""
+    return cast(dict[str, M], nn.ModuleDict(parts))
+
+
+class DualPlug(Plug):
+    """Both adapters of one block, the bases of all experiences, and the gates."""
+
+    basis: Tensor  # (D, m), orthonormal: [S_1 | ... | S_t]
+    member: Tensor  # (m, t), 1 where a column belongs to an experience
+    usual: Tensor  # (t,), mean evidence of an experience's own images
+    normal: Tensor  # (t,), the quantile of their relevance
+
+    def __init__(self, index: int, scored: bool, width: int, hyper: DualLoraHyper, trail: Trail) -> None:
+        super().__init__()
+        self.index, self.scored, self.hyper, self.trail = index, scored, hyper, trail
+        self.register_buffer("basis", torch.zeros(width, 0))
+        self.register_buffer("member", torch.zeros(0, 0))
+        self.register_buffer("usual", torch.zeros(0))
+        self.register_buffer("normal", torch.zeros(0))
+        self.banks = by_target({target: Bank(width) for target in hyper.targets})
+        self.orthogonal: dict[str, Adapter] = by_target({})
+        self.residual: dict[str, Adapter] = by_target({})
+
+    # ---- forward -----------------------------------------------------------------------------
+
+    def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
+        if self.index == 0:
+            self.trail.clear()
+        given = {"q": q, "k": k, "v": v}
+        for target, adapter in self.orthogonal.items():
+            given[target] = given[target] + F.linear(F.linear(x, adapter.down), adapter.up)
+        return given["q"], given["k"], given["v"]
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
+        gates = self.look(x, q, k)
+        given = {"q": q, "k": k, "v": v}
+        for target, bank in self.banks.items():
+            down, up = bank.down, bank.up
+            if target in self.residual:  # the experience being learnt comes last
+                own = self.residual[target]
+                down, up = torch.cat([down, own.down]), torch.cat([up, own.up], 1)
+            if len(down):
+                change = F.linear(self.scaled(F.linear(x, down), gates), up)
+                given[target] = given[target] + change.view(len(x), -1, *q.shape[1::2]).transpose(1, 2)
+        return given["q"], given["k"], given["v"]
+
+    def scaled(self, z: Tensor, gates: Tensor | None) -> Tensor:
+        """z (B, N, n r), the r columns of each experience times its gate (B, n)."""
+        if gates is None:
+            return z
+        by_experience = z.view(*z.shape[:2], -1, self.hyper.rank)
+        if gates.shape[1] < by_experience.shape[2]:  # the experience being learnt: always open
+            gates = F.pad(gates, (0, 1), value=1.0)
+        return torch.flatten(by_experience * gates[:, None, :, None].to(z.dtype), 2)
+
+    @torch.no_grad()
+    def look(self, x: Tensor, q: Tensor, k: Tensor) -> Tensor | None:
+        """Read the sample's feature, where it is needed; return the gates (B, n), None for all open."""
+        if not self.looks:
+            return None
+        rows = features(x, q, k, self.hyper.feature)
+        if self.trail.collect is not None:
+            self.trail.collect(self.index, rows)
+        e = relevance(rows, self.basis, self.member)
+        self.trail.relevance.append(e)
+        self.trail.usual.append(self.usual)
+        gates = self.gates(e)
+        if gates is not None:
+            self.trail.gates.append(gates)
+        return gates
+
+    @property
+    def looks(self) -> bool:
+        """Whether a pass needs this block's relevance."""
+        gated = self.hyper.gate == "relevance" or (self.hyper.gate == "posterior" and not self.trail.learning)
+        if gated and len(self.normal):
+            return True
+        return self.trail.collect is not None or (self.scored and not self.trail.learning)
+
+    def gates(self, e: Tensor) -> Tensor | None:
+        """g (B, n) of the n finished experiences' residual adapters; None where all are open."""
+        n = len(self.normal)
+        if self.hyper.gate == "none" or n == 0:
+            return None
+        if self.hyper.gate == "relevance":
+            return (e[:, :n] / self.normal).clamp(max=1.0)
+        if self.trail.learning:  # the experience is known, and every earlier adapter belongs to it too
+            return None
+        so_far = torch.stack(self.trail.relevance), torch.stack(self.trail.usual)
+        pi = identity.softmax_posterior(identity.scores(*so_far, self.hyper.score), self.hyper.tau)
+        return pi.flip(1).cumsum(1).flip(1)
+
+    # ---- an experience -----------------------------------------------------------------------
+
+    def begin(self, own: Tensor) -> None:
+        """Add the adapters of an experience whose own bases are `own` (D, k)."""
+        self.own = own
+        taken = torch.cat([self.basis.double(), own], 1) if self.hyper.exclude_own else self.basis
+        if self.hyper.adapters != "residual":
+            free = complement(taken)
+            for target in self.hyper.targets:
+                self.orthogonal[target] = Adapter(free, self.hyper.rank)
+        if self.hyper.adapters != "orthogonal":
+            for target in self.hyper.targets:
+                self.residual[target] = Adapter(self.inside(own), self.hyper.rank)
+
+    def inside(self, own: Tensor) -> Tensor:
+        """The bases (D, k) that the residual adapter trains in."""
+        if self.hyper.bases == "own" or self.basis.shape[1] == 0:
+            return own
+        return self.basis if self.hyper.bases == "old" else self.basis[:, self.member[:, -1] > 0]
+
+    def remember(self, m: Tensor, threshold: float, most: int) -> float:
+        """Take the experience's bases in, with what its trained features need besides; the share held."""
+        before = self.basis
+        with_own = joined(before, self.own)
+        more = growth(with_own, m, threshold, at_most=max(most - self.own.shape[1], 0))
+        basis = joined(with_own, more)
+        added = basis.shape[1] - before.shape[1]
+        grown = F.pad(self.member, (0, 1, 0, added))
+        grown[before.shape[1] :, -1] = 1.0
+        self.member = grown
+        self.basis = basis.float()
+        return captured(basis, m)
+
+    def normalise(self, e: Tensor) -> None:
+        """Keep what is usual for the experience's own images, whose relevance is e (n, t)."""
+        mean = identity.evidence(e, self.hyper.score)[:, -1].mean()
+        quantile = e[:, -1].quantile(self.hyper.gate_quantile).clamp_min(TINY)
+        self.usual = torch.cat([self.usual, mean[None]])
+        self.normal = torch.cat([self.normal, quantile[None]])
+
+    def finish(self, qkv: nn.Linear) -> None:
+        """Merge what is always open into the weight, freeze the rest."""
+        gated = self.hyper.gate != "none"
+        for target, adapter in self.orthogonal.items():
+            merge(qkv, target, adapter.up, adapter.down)
+        for target, adapter in self.residual.items():
+            if gated:
+                self.banks[target].add(adapter)
+            else:
+                merge(qkv, target, adapter.up, adapter.down)
+        self.orthogonal, self.residual = by_target({}), by_target({})
+        del self.own
+
+
+class CalibratedHead(ClassHead):
+    """Adds the log posterior of a class's experience to its logit, outside training."""
+
+    def __init__(self, features: int, init: HeadInit, hyper: DualLoraHyper, trail: Trail, depth: int) -> None:
+        super().__init__(features, init)
+        self.hyper, self.trail, self.depth = hyper, trail, depth
+        self.posterior: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, 1 + largest class id seen)."""
+        logits = super().forward(x)
+        if self.trail.learning or self.hyper.calibration == "none":
+            return logits
+        hyper, read = self.hyper, slice(-self.depth, None)
+        e, usual = torch.stack(self.trail.relevance[read]), torch.stack(self.trail.usual[read])
+        s = identity.scores(e, usual, hyper.score)
+        self.posterior = identity.posterior(s, hyper.calibration, hyper.tau, hyper.theta)
+        weights = identity.log_weights(self.posterior, hyper.calibration, hyper.beta, hyper.certain)
+        return logits + weights[:, self.experience_of]
+
+    @property
+    def experience_of(self) -> Tensor:
+        """Experience of every class id, (C,); 0 for a class not seen, whose logit stays minus infinity."""
+        found = self.columns.new_zeros(self.width)
+        for task, head in enumerate(self.tasks):
+            found[cast(Tensor, head.classes)] = task
+        return found
+
+
+@register("duallora")
+class DualLora(Method):
+    """Orthogonal and residual adapters, gated by sample; logits calibrated by the task posterior."""
+
+    Hyper = DualLoraHyper
+    paper: ClassVar = InfLora.paper  # a choice of ours: the paper's recipe is not known to us
+    describes: ClassVar = {
+        "subspace_size": "dimension of the space of class-token features that all bases span",
+        "bases_added": "directions the experience added to it",
+        "captured_energy": "share of the energy of the experience's features, after training, that it holds",
+        "gate_own": "mean gate of a test image's own experience",
+        "gate_other": "mean gate of the other experiences",
+        "task_identity_accuracy": "share of test images whose experience has the largest posterior",
+        "task_confidence": "mean confidence 1 - H(posterior) / log t over test images",
+    }
+
+    # ---- structure ---------------------------------------------------------------------------
+
+    def make_head(self, model: VisionTransformer) -> ClassHead:
+        self.trail, depth = Trail(), len(model.blocks)
+        self.depth = max(1, round(self.hyper.score_depth * depth))
+        return CalibratedHead(model.num_features, self.head_init, self.hyper, self.trail, self.depth)
+
+    def adapt(self, model: VisionTransformer) -> None:
+        self._check(model)
+        self.attentions = open_seams(model)
+        self.plugs = []
+        for i, attention in enumerate(self.attentions):
+            scored = self.hyper.calibration != "none" and i >= len(self.attentions) - self.depth
+            plug = DualPlug(i, scored, model.embed_dim, self.hyper, self.trail)
+            attention.plug = plug
+            self.plugs.append(plug)
+        self.found: dict[str, float | list[float] | None] = {}
+        self.tally: dict[str, list[Tensor]] = {}
+
+    def _check(self, model: VisionTransformer) -> None:
+        check_rank(self.name, self.hyper.rank, model)
+        if model.cls_token is None:
+            raise UsageError("duallora reads the class token; use a backbone that has one")
+        if self.hyper.targets != "v" and not isinstance(model.blocks[0].attn.q_norm, nn.Identity):
+            raise UsageError(
+                f"duallora.targets is '{self.hyper.targets}', but this backbone normalises q and k; legal: v"
+            )
+
+    def owns(self, name: str) -> bool:
+        """The weights of the projections too: orthogonal adapters are merged into them."""
+        return super().owns(name) or name.endswith("attn.qkv.weight")
+
+    # ---- an experience -----------------------------------------------------------------------
+
+    def begin(self, strategy: Any) -> None:
+        threshold, most = self.budget(strategy.experience)
+        for plug, m in zip(self.plugs, self.energies(strategy), strict=True):
+            own = growth(plug.basis, m, threshold, at_least=self.hyper.rank, at_most=most)
+            plug.begin(own)
+        self.trail.learning = True
+
+    def end(self, strategy: Any) -> None:
+        threshold, most = self.budget(strategy.experience)
+        energies = self.energies(strategy)
+        before = [plug.basis.shape[1] for plug in self.plugs]
+        held = [plug.remember(m, threshold, most) for plug, m in zip(self.plugs, energies, strict=True)]
+        for plug, e in zip(self.plugs, self.own_relevance(strategy), strict=True):
+            plug.normalise(e)
+        for plug, attention in zip(self.plugs, self.attentions, strict=True):
+            plug.finish(attention.qkv)
+        self.trail.learning = False
+        sizes = [plug.basis.shape[1] for plug in self.plugs]
+        self.found = {
+            "subspace_size": [float(size) for size in sizes],
+            "bases_added": [float(now - then) for now, then in zip(sizes, before, strict=True)],
+            "captured_energy": held,
+        }
+
+    def budget(self, experience: Any) -> tuple[float, int]:
+        """The share of energy bases must hold, lamb + (lame - lamb) t / T, and how many may be added."""
+        done, of = experience.current_experience, len(experience.origin_stream)
+        width, rank = self.plugs[0].basis.shape[0], self.hyper.rank
+        if rank * of > width:
+            raise UsageError(
+                f"duallora.rank is {rank}: {of} experiences need {rank * of} directions and the backbone is "
+                f"{width} wide; legal: at most {width // of}"
+            )
+        threshold = self.hyper.lamb + (self.hyper.lame - self.hyper.lamb) * done / of
+        return float(threshold), max(rank, int(self.hyper.capacity * width / of))
+
+    # ---- statistics --------------------------------------------------------------------------
+
+    def energies(self, strategy: Any) -> list[Tensor]:
+        """The energy matrix of every block's feature over the experience's training images."""
+        moments = [no_inputs(plug.basis.shape[0], strategy.device) for plug in self.plugs]
+
+        def see(i: int, rows: Tensor) -> None:
+            moments[i] = moments[i].plus(rows)
+
+        self.collect(strategy, see)
+        return [energy_matrix(moment.mean, self.hyper.energy) for moment in moments]
+
+    def own_relevance(self, strategy: Any) -> list[Tensor]:
+        """The relevance (n, t) of the experience's n training images in every block."""
+        seen: list[list[Tensor]] = [[] for _ in self.plugs]
+
+        def see(i: int, rows: Tensor) -> None:
+            seen[i].append(relevance(rows, self.plugs[i].basis, self.plugs[i].member))
+
+        self.collect(strategy, see)
+        return [torch.cat(batches) for batches in seen]
+
+    def collect(self, strategy: Any, see: Any) -> None:
+        """One pass over the experience's training images; `see(i, rows)` gets block i's features."""
+        self.trail.collect = see
+        try:
+            with looking(strategy.model):
+                for x, _ in clean_batches(strategy):
+                    with autocast_of(strategy):
+                        strategy.model.forward_features(x)
+        finally:
+            self.trail.collect = None
+
+    # ---- what users ask ----------------------------------------------------------------------
+
+    def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.tally = {"own": [], "other": [], "right": [], "sure": []}
+
+    def after_eval_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        head = strategy.model.head
+        truth = head.experience_of[strategy.mb_y]
+        if self.trail.gates:
+            gates = torch.stack(self.trail.gates, 1)  # (B, L, t)
+            own = F.one_hot(truth, gates.shape[2]).bool()[:, None].expand_as(gates)
+            self.tally["own"].append(gates[own].view(gates.shape[:2]))
+            self.tally["other"].append(gates[~own].view(*gates.shape[:2], -1))
+        if head.posterior is not None and not self.trail.learning:
+            self.tally["right"].append(head.posterior.argmax(1) == truth)
+            self.tally["sure"].append(identity.confidence(head.posterior))
+
+    def diagnostics(self) -> dict[str, float | list[float] | None]:
+        tested: dict[str, Any] = {}
+        tally = {name: torch.cat(batches).float() for name, batches in self.tally.items() if batches}
+        if "own" in tally:
+            tested["gate_own"] = tally["own"].mean(0).tolist()
+            if tally["other"].shape[2]:
+                tested["gate_other"] = tally["other"].mean((0, 2)).tolist()
+        if "right" in tally:
+            tested["task_identity_accuracy"] = tally["right"].mean().item()
+            tested["task_confidence"] = tally["sure"].mean().item()
+        return self.found | tested
+
+
+def features(x: Tensor, q: Tensor, k: Tensor, feature: Feature) -> Tensor:
+    """Rows (B, R, D) that stand for a sample in a block: R heads, 1 or N tokens.
+
+    Args:
+        x: (B, N, D), the block's normalised input; token 0 is the class token.
+        q, k: (B, H, N, Dh).
+    """
+    if feature == "all_tokens":
+        return x
+    if feature == "cls_in":
+        return x[:, :1]
+    weights = torch.softmax(q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1)
+    return torch.matmul(weights.squeeze(2).to(x.dtype), x)
+
+
+def relevance(rows: Tensor, basis: Tensor, member: Tensor) -> Tensor:
+    """e (B, t): share of the energy of rows (B, R, D) that each experience's columns of the basis hold.
+
+    `basis`: (D, m), orthonormal; `member`: (m, t), 1 where a column belongs to an experience.
+    """
+    held = (rows @ basis).float().square().sum(1) @ member
+    share: Tensor = held / rows.float().square().sum((1, 2)).clamp_min(TINY)[:, None]
+    return share

@@ -1,0 +1,172 @@
+"""InfLoRA: low-rank branches whose input space is designed before training (arXiv 2404.00228, CVPR 2024).
+
+The branch of experience t adds R_t D_t u to the keys and to the values of every block. D_t (r, D) is
+designed from the experience's own inputs with the space of earlier ones taken out, then frozen; only
+R_t (D, r), zero at first, is trained, one for k and one for v. By proposition 1 that is training the
+weight itself inside the span of D_t's rows. The space of earlier inputs is kept by DualGPM.
+
+As the official code has it, with three differences that change no result beyond rounding: a finished
+branch is merged into the weight, so inference costs what the plain ViT costs (the code adds every branch
+up in every pass); moments are summed in float64; the augmented images of the two statistics passes have
+random numbers of their own, so that training draws the same ones with or without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.base import Method, augmented_batches, autocast_of, looking
+from methods.hyper import STRICT, Hyper, hyper
+from methods.lora import check_rank, merge
+from methods.registry import register
+from methods.subspace import (
+    Dual,
+    Energy,
+    Moment,
+    design,
+    energy_matrix,
+    no_inputs,
+    nothing_used,
+    remember,
+)
+from methods.vit import QKV, Plug, SeamAttention, open_seams, watching
+
+CODE = "InfLoRA's code, configs/cifar100_inflora.json"
+
+
+@dataclass(frozen=True, config=STRICT)
+class InfLoraHyper(Hyper):
+    """Hyper-parameters of InfLoRA."""
+
+    lr: float = hyper(5e-4, "learning rate of Adam", source=CODE, gt=0)
+    rank: int = hyper(10, "rank of a branch", source=CODE, ge=1)
+    lamb: float = hyper(
+        0.95,
+        "share of the energy that is protected after the first experience",
+        source=CODE + "; 0.98 for ImageNet-R",
+        gt=0,
+        le=1,
+    )
+    lame: float = hyper(
+        1.0, "share the threshold grows towards with the number of experiences", source=CODE, gt=0, le=1
+    )
+    energy: Energy = hyper(
+        "sigma4",
+        "energy of the inputs: squares of their singular values (sigma2), or fourth powers (sigma4)",
+        source="sigma4: InfLoRA's code; sigma2: GPM, arXiv 2103.09762",
+    )
+
+
+class Branch(Plug):
+    """The branch of the current experience: a designed, frozen `down` for k and v, an `up` for each."""
+
+    down: Tensor
+
+    def __init__(self, down: Tensor) -> None:
+        super().__init__()
+        rank, width = down.shape
+        self.register_buffer("down", down)
+        self.up_k = nn.Parameter(down.new_zeros(width, rank))
+        self.up_v = nn.Parameter(down.new_zeros(width, rank))
+
+    def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
+        z = F.linear(x, self.down)
+        return q, k + F.linear(z, self.up_k), v + F.linear(z, self.up_v)
+
+
+@register("inflora")
+class InfLora(Method):
+    """Designed low-rank branches on k and v, merged after their experience; DualGPM remembers the inputs."""
+
+    Hyper = InfLoraHyper
+    paper: ClassVar = {
+        "backbone": "vit_base_patch16_224.augreg_in21k",  # models/vit_inflora.py: the augreg in21k file
+        "normalisation": "unit",  # utils/data.py: ToTensor, then mean 0 and std 1
+        "augmentation": "crop-flip",  # utils/data.py: RandomResizedCrop(224), RandomHorizontalFlip
+        "schedule": "coda",  # methods/inflora.py: its CosineSchedule, stepped by epoch
+        "batch_size": 128,  # configs: batch_size
+        "head_init": "default",  # models/sinet_inflora.py: nn.Linear
+    }
+    describes: ClassVar = {
+        "subspace_size": "dimension of the input space that is protected after the experience",
+        "captured_energy": "share of the energy of the experience's inputs, after training, that it holds",
+        "threshold": "share of the energy that had to be reached",
+    }
+
+    @classmethod
+    def paper_options(cls, benchmark: str) -> dict[str, Any]:
+        """The official configurations (configs/*.json); epochs are those of the benchmark's full scale."""
+        return {"lr": 5e-4, "lamb": 0.98 if benchmark == "imagenet-r" else 0.95}
+
+    def adapt(self, model: VisionTransformer) -> None:
+        check_rank(self.name, self.hyper.rank, model)
+        self.attentions = open_seams(model)
+        self.found: dict[str, float | list[float] | None] = {}
+
+    def owns(self, name: str) -> bool:
+        """The weights of the projections too: finished branches are in them."""
+        return super().owns(name) or name.endswith("attn.qkv.weight")
+
+    def begin(self, strategy: Any) -> None:
+        moments = input_moments(strategy, self.attentions)
+        for i, (attention, moment) in enumerate(zip(self.attentions, moments, strict=True)):
+            down = design(self.remembered(i, moment), moment.mean, self.hyper.rank)
+            attention.plug = Branch(down.to(attention.qkv.weight.dtype))
+
+    def end(self, strategy: Any) -> None:
+        moments = input_moments(strategy, self.attentions)
+        threshold = self.threshold(strategy.experience)
+        matrices = [energy_matrix(moment.mean, self.hyper.energy) for moment in moments]
+        memories = [
+            remember(self.remembered(i, moment), m, threshold)
+            for i, (moment, m) in enumerate(zip(moments, matrices, strict=True))
+        ]
+        for i, (attention, memory) in enumerate(zip(self.attentions, memories, strict=True)):
+            assert isinstance(attention.plug, Branch)
+            merge(attention.qkv, "k", attention.plug.up_k, attention.plug.down)
+            merge(attention.qkv, "v", attention.plug.up_v, attention.plug.down)
+            attention.plug = None
+            self.memory[f"{i}.basis"] = memory.basis.float()
+            self.memory[f"{i}.retained"] = torch.tensor(memory.retained)
+        self.found = {
+            "subspace_size": [float(memory.used) for memory in memories],
+            "captured_energy": [memory.held(m) for memory, m in zip(memories, matrices, strict=True)],
+            "threshold": threshold,
+        }
+
+    def diagnostics(self) -> dict[str, float | list[float] | None]:
+        return self.found
+
+    def remembered(self, i: int, moment: Moment) -> Dual:
+        """The memory of block i, on the device of `moment`."""
+        where = moment.total.device
+        if f"{i}.basis" not in self.memory:
+            return nothing_used(len(moment.total), where)
+        return Dual(self.memory[f"{i}.basis"].to(where), bool(self.memory[f"{i}.retained"]))
+
+    def threshold(self, experience: Any) -> float:
+        """lamb + (lame - lamb) t / T, with t from 0 (the code; the paper counts from 1)."""
+        done, of = experience.current_experience, len(experience.origin_stream)
+        low, high = self.hyper.lamb, self.hyper.lame
+        return float(low + (high - low) * done / of)
+
+
+def input_moments(strategy: Any, attentions: Sequence[SeamAttention]) -> list[Moment]:
+    """E[u u^T] of every block's normalised input, over all tokens of the experience's training images."""
+    moments = [no_inputs(attention.qkv.in_features, strategy.device) for attention in attentions]
+
+    def see(i: int, x: Tensor) -> None:
+        moments[i] = moments[i].plus(x)
+
+    with looking(strategy.model), watching(attentions, see):
+        for x, _ in augmented_batches(strategy):
+            with autocast_of(strategy):
+                strategy.model.forward_features(x)
+    return moments

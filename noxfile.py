@@ -4,6 +4,7 @@ nox -s bench -- [options of `python -m bench run`]    run a grid, then write its
 nox -s tests -- [options of pytest]                   the test suite
 nox -s lint typecheck                                 ruff, mypy
 nox -s perf                                           how much slower the harness is than a bare loop
+nox -s cost -- [--methods finetune,ncm] ...           what each method costs, beside the plain timm ViT
 """
 
 import hashlib
@@ -78,4 +79,10 @@ def typecheck(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["env"])
 def perf(session: nox.Session) -> None:
     """Measure the harness against a bare torch loop."""
-    session.run(PYTHON, "scripts/perf.py", *session.posargs, external=True)
+    session.run(PYTHON, "-m", "scripts.perf", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def cost(session: nox.Session) -> None:
+    """Measure what each method costs."""
+    session.run(PYTHON, "-m", "scripts.cost", *session.posargs, external=True)

@@ -3,8 +3,8 @@
 nox -s bench -- [options of `python -m bench run`]    run a grid, then write its report
 nox -s tests -- [options of pytest]                   the test suite
 nox -s lint typecheck                                 ruff, mypy
-nox -s perf                                           how much slower the harness is than a bare loop
-nox -s cost -- [--methods finetune,ncm] ...           what each method costs, beside the plain timm ViT
+nox -s perf -- cost [--methods finetune,ncm] ...      what each method costs, beside the plain timm ViT
+nox -s perf -- overhead [--rounds 10] ...             how much slower the harness is than a bare loop
 """
 
 import hashlib
@@ -78,11 +78,10 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["env"])
 def perf(session: nox.Session) -> None:
-    """Measure the harness against a bare torch loop."""
-    session.run(PYTHON, "-m", "scripts.perf", *session.posargs, external=True)
-
-
-@nox.session(venv_backend="none", requires=["env"])
-def cost(session: nox.Session) -> None:
-    """Measure what each method costs."""
-    session.run(PYTHON, "-m", "scripts.cost", *session.posargs, external=True)
+    """Measure what methods cost and what the harness adds: both, or the one that is named first."""
+    name, *options = session.posargs or ["both"]
+    parts = {"cost": ["cost"], "overhead": ["overhead"], "both": ["cost", "overhead"]}
+    if name not in parts:
+        session.error(f"cannot measure '{name}'; legal: nox -s perf -- cost [options], or overhead [options]")
+    for part in parts[name]:
+        session.run(PYTHON, "-m", f"scripts.{part}", *options, external=True)

@@ -31,6 +31,7 @@ measured in docs/duallora.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
@@ -114,7 +115,7 @@ class DualLoraHyper(Hyper):
     )
     capacity: float = hyper(
         5 / 6,
-        "share of the width that all bases may take; an experience may add its part of it, or `rank` if more",
+        "share of the width that all bases may take; `rank` of them are kept for each experience to come",
         source=CHOSEN,
         gt=0,
         le=1,
@@ -153,13 +154,12 @@ class Trail:
     def __init__(self) -> None:
         #: An experience is being learnt: its adapters are open, and nothing is calibrated.
         self.learning = False
-        self.collect: Any = None
-        self.clear()
-
-    def clear(self) -> None:
-        self.relevance: list[Tensor] = []
-        self.usual: list[Tensor] = []
-        self.gates: list[Tensor] = []
+        #: Called with (block, rows) during a pass for statistics.
+        self.collect: Callable[[int, Tensor], None] | None = None
+        #: By block: relevance (B, t), mean score of the blocks so far (B, t), gates (B, t).
+        self.relevance: dict[int, Tensor] = {}
+        self.score: dict[int, Tensor] = {}
+        self.gates: dict[int, Tensor] = {}
 
 
 class Adapter(nn.Module):
@@ -211,9 +211,9 @@ class DualPlug(Plug):
     usual: Tensor  # (t,), mean evidence of an experience's own images
     normal: Tensor  # (t,), the quantile of their relevance
 
-    def __init__(self, index: int, scored: bool, width: int, hyper: DualLoraHyper, trail: Trail) -> None:
+    def __init__(self, index: int, first: int, width: int, hyper: DualLoraHyper, trail: Trail) -> None:
         super().__init__()
-        self.index, self.scored, self.hyper, self.trail = index, scored, hyper, trail
+        self.index, self.first, self.hyper, self.trail = index, first, hyper, trail
         self.register_buffer("basis", torch.zeros(width, 0))
         self.register_buffer("member", torch.zeros(0, 0))
         self.register_buffer("usual", torch.zeros(0))
@@ -222,11 +222,33 @@ class DualPlug(Plug):
         self.orthogonal: dict[str, Adapter] = by_target({})
         self.residual: dict[str, Adapter] = by_target({})
 
+    # ---- what the block has to do ------------------------------------------------------------
+
+    @property
+    def scored(self) -> bool:
+        """Whether its relevance tells the experience."""
+        judged = self.hyper.calibration != "none" or self.hyper.gate == "posterior"
+        return judged and self.index >= self.first
+
+    @property
+    def gated(self) -> bool:
+        """Whether its residual adapters are scaled by sample; else they are merged like all else."""
+        return self.hyper.gate == "relevance" or (self.hyper.gate == "posterior" and self.scored)
+
+    @property
+    def looks(self) -> bool:
+        """Whether a pass needs the sample's feature."""
+        if self.trail.collect is not None:
+            return True
+        return self.hyper.gate == "relevance" or (self.scored and not self.trail.learning)
+
+    @property
+    def idle(self) -> bool:
+        return not self.looks and not self.trail.learning
+
     # ---- forward -----------------------------------------------------------------------------
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        if self.index == 0:
-            self.trail.clear()
         given = {"q": q, "k": k, "v": v}
         for target, adapter in self.orthogonal.items():
             given[target] = given[target] + F.linear(F.linear(x, adapter.down), adapter.up)
@@ -262,34 +284,31 @@ class DualPlug(Plug):
         rows = features(x, q, k, self.hyper.feature)
         if self.trail.collect is not None:
             self.trail.collect(self.index, rows)
+        if not len(self.normal):
+            return None
         e = relevance(rows, self.basis, self.member)
-        self.trail.relevance.append(e)
-        self.trail.usual.append(self.usual)
+        if self.scored and not self.trail.learning:
+            self.trail.relevance[self.index] = e
+            self.trail.score[self.index] = self.mean_score(e)
         gates = self.gates(e)
         if gates is not None:
-            self.trail.gates.append(gates)
+            self.trail.gates[self.index] = gates
         return gates
 
-    @property
-    def looks(self) -> bool:
-        """Whether a pass needs this block's relevance."""
-        gated = self.hyper.gate == "relevance" or (self.hyper.gate == "posterior" and not self.trail.learning)
-        if gated and len(self.normal):
-            return True
-        return self.trail.collect is not None or (self.scored and not self.trail.learning)
+    def mean_score(self, e: Tensor) -> Tensor:
+        """s (B, t), mean over the scored blocks so far, this one included."""
+        here = identity.scores(e, self.usual, self.hyper.score)
+        before = self.index - self.first
+        return (self.trail.score[self.index - 1] * before + here) / (before + 1) if before else here
 
     def gates(self, e: Tensor) -> Tensor | None:
         """g (B, n) of the n finished experiences' residual adapters; None where all are open."""
-        n = len(self.normal)
-        if self.hyper.gate == "none" or n == 0:
-            return None
         if self.hyper.gate == "relevance":
-            return (e[:, :n] / self.normal).clamp(max=1.0)
-        if self.trail.learning:  # the experience is known, and every earlier adapter belongs to it too
-            return None
-        so_far = torch.stack(self.trail.relevance), torch.stack(self.trail.usual)
-        pi = identity.softmax_posterior(identity.scores(*so_far, self.hyper.score), self.hyper.tau)
-        return pi.flip(1).cumsum(1).flip(1)
+            return (e[:, : len(self.normal)] / self.normal).clamp(max=1.0)
+        if not self.gated or self.trail.learning:
+            return None  # while an experience is learnt, it is known to be the newest
+        pi = identity.softmax_posterior(self.trail.score[self.index], self.hyper.tau)
+        return 1 - (pi.cumsum(1) - pi)
 
     # ---- an experience -----------------------------------------------------------------------
 
@@ -307,7 +326,7 @@ class DualPlug(Plug):
 
     def inside(self, own: Tensor) -> Tensor:
         """The bases (D, k) that the residual adapter trains in."""
-        if self.hyper.bases == "own" or self.basis.shape[1] == 0:
+        if self.hyper.bases == "own" or self.basis.shape[1] == 0 or self.index < self.first:
             return own
         return self.basis if self.hyper.bases == "old" else self.basis[:, self.member[:, -1] > 0]
 
@@ -333,11 +352,10 @@ class DualPlug(Plug):
 
     def finish(self, qkv: nn.Linear) -> None:
         """Merge what is always open into the weight, freeze the rest."""
-        gated = self.hyper.gate != "none"
         for target, adapter in self.orthogonal.items():
             merge(qkv, target, adapter.up, adapter.down)
         for target, adapter in self.residual.items():
-            if gated:
+            if self.gated:
                 self.banks[target].add(adapter)
             else:
                 merge(qkv, target, adapter.up, adapter.down)
@@ -348,9 +366,9 @@ class DualPlug(Plug):
 class CalibratedHead(ClassHead):
     """Adds the log posterior of a class's experience to its logit, outside training."""
 
-    def __init__(self, features: int, init: HeadInit, hyper: DualLoraHyper, trail: Trail, depth: int) -> None:
+    def __init__(self, features: int, init: HeadInit, hyper: DualLoraHyper, trail: Trail) -> None:
         super().__init__(features, init)
-        self.hyper, self.trail, self.depth = hyper, trail, depth
+        self.hyper, self.trail = hyper, trail
         self.posterior: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -358,10 +376,8 @@ class CalibratedHead(ClassHead):
         logits = super().forward(x)
         if self.trail.learning or self.hyper.calibration == "none":
             return logits
-        hyper, read = self.hyper, slice(-self.depth, None)
-        e, usual = torch.stack(self.trail.relevance[read]), torch.stack(self.trail.usual[read])
-        s = identity.scores(e, usual, hyper.score)
-        self.posterior = identity.posterior(s, hyper.calibration, hyper.tau, hyper.theta)
+        hyper, last = self.hyper, max(self.trail.score)
+        self.posterior = identity.posterior(self.trail.score[last], hyper.calibration, hyper.tau, hyper.theta)
         weights = identity.log_weights(self.posterior, hyper.calibration, hyper.beta, hyper.certain)
         return logits + weights[:, self.experience_of]
 
@@ -392,18 +408,22 @@ class DualLora(Method):
 
     # ---- structure ---------------------------------------------------------------------------
 
+    @classmethod
+    def paper_options(cls, benchmark: str) -> dict[str, Any]:
+        """InfLoRA's learning rate; the rest of its recipe is in `paper`."""
+        return {"lr": InfLora.paper_options(benchmark)["lr"]}
+
     def make_head(self, model: VisionTransformer) -> ClassHead:
-        self.trail, depth = Trail(), len(model.blocks)
-        self.depth = max(1, round(self.hyper.score_depth * depth))
-        return CalibratedHead(model.num_features, self.head_init, self.hyper, self.trail, self.depth)
+        self.trail = Trail()
+        return CalibratedHead(model.num_features, self.head_init, self.hyper, self.trail)
 
     def adapt(self, model: VisionTransformer) -> None:
         self._check(model)
         self.attentions = open_seams(model)
         self.plugs = []
+        first = len(self.attentions) - max(1, round(self.hyper.score_depth * len(self.attentions)))
         for i, attention in enumerate(self.attentions):
-            scored = self.hyper.calibration != "none" and i >= len(self.attentions) - self.depth
-            plug = DualPlug(i, scored, model.embed_dim, self.hyper, self.trail)
+            plug = DualPlug(i, first, model.embed_dim, self.hyper, self.trail)
             attention.plug = plug
             self.plugs.append(plug)
         self.found: dict[str, float | list[float] | None] = {}
@@ -425,17 +445,20 @@ class DualLora(Method):
     # ---- an experience -----------------------------------------------------------------------
 
     def begin(self, strategy: Any) -> None:
-        threshold, most = self.budget(strategy.experience)
+        self._check_room(strategy.experience)
+        threshold = self.threshold(strategy.experience)
         for plug, m in zip(self.plugs, self.energies(strategy), strict=True):
-            own = growth(plug.basis, m, threshold, at_least=self.hyper.rank, at_most=most)
-            plug.begin(own)
+            room = self.room(plug, strategy.experience)
+            plug.begin(growth(plug.basis, m, threshold, at_least=self.hyper.rank, at_most=room))
         self.trail.learning = True
 
     def end(self, strategy: Any) -> None:
-        threshold, most = self.budget(strategy.experience)
-        energies = self.energies(strategy)
+        threshold = self.threshold(strategy.experience)
         before = [plug.basis.shape[1] for plug in self.plugs]
-        held = [plug.remember(m, threshold, most) for plug, m in zip(self.plugs, energies, strict=True)]
+        held = [
+            plug.remember(m, threshold, self.room(plug, strategy.experience))
+            for plug, m in zip(self.plugs, self.energies(strategy), strict=True)
+        ]
         for plug, e in zip(self.plugs, self.own_relevance(strategy), strict=True):
             plug.normalise(e)
         for plug, attention in zip(self.plugs, self.attentions, strict=True):
@@ -448,17 +471,25 @@ class DualLora(Method):
             "captured_energy": held,
         }
 
-    def budget(self, experience: Any) -> tuple[float, int]:
-        """The share of energy bases must hold, lamb + (lame - lamb) t / T, and how many may be added."""
+    def threshold(self, experience: Any) -> float:
+        """Share of the energy that bases are to hold, lamb + (lame - lamb) t / T, with t from 0."""
         done, of = experience.current_experience, len(experience.origin_stream)
-        width, rank = self.plugs[0].basis.shape[0], self.hyper.rank
-        if rank * of > width:
+        return float(self.hyper.lamb + (self.hyper.lame - self.hyper.lamb) * done / of)
+
+    def room(self, plug: DualPlug, experience: Any) -> int:
+        """How many bases the experience may add: what is left, less `rank` for each one to come."""
+        width, taken = plug.basis.shape
+        rank: int = self.hyper.rank
+        to_come: int = len(experience.origin_stream) - experience.current_experience - 1
+        return max(int(self.hyper.capacity * width) - taken - rank * to_come, rank)
+
+    def _check_room(self, experience: Any) -> None:
+        of, width = len(experience.origin_stream), self.plugs[0].basis.shape[0]
+        if self.hyper.rank * of > width:
             raise UsageError(
-                f"duallora.rank is {rank}: {of} experiences need {rank * of} directions and the backbone is "
-                f"{width} wide; legal: at most {width // of}"
+                f"duallora.rank is {self.hyper.rank}: {of} experiences need {self.hyper.rank * of} "
+                f"directions and the backbone is {width} wide; legal: at most {width // of}"
             )
-        threshold = self.hyper.lamb + (self.hyper.lame - self.hyper.lamb) * done / of
-        return float(threshold), max(rank, int(self.hyper.capacity * width / of))
 
     # ---- statistics --------------------------------------------------------------------------
 
@@ -482,7 +513,7 @@ class DualLora(Method):
         self.collect(strategy, see)
         return [torch.cat(batches) for batches in seen]
 
-    def collect(self, strategy: Any, see: Any) -> None:
+    def collect(self, strategy: Any, see: Callable[[int, Tensor], None]) -> None:
         """One pass over the experience's training images; `see(i, rows)` gets block i's features."""
         self.trail.collect = see
         try:
@@ -502,7 +533,7 @@ class DualLora(Method):
         head = strategy.model.head
         truth = head.experience_of[strategy.mb_y]
         if self.trail.gates:
-            gates = torch.stack(self.trail.gates, 1)  # (B, L, t)
+            gates = torch.stack(list(self.trail.gates.values()), 1)  # (B, L, t)
             own = F.one_hot(truth, gates.shape[2]).bool()[:, None].expand_as(gates)
             self.tally["own"].append(gates[own].view(gates.shape[:2]))
             self.tally["other"].append(gates[~own].view(*gates.shape[:2], -1))

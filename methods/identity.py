@@ -4,7 +4,7 @@ Used by DualLoRA (arXiv 2411.00623), whose abstract says that the bases estimate
 that the logits are calibrated by its confidence. The formulas are this project's: the paper's were not
 available to us.
 
-Shapes: L blocks, B samples, t experiences learnt so far. The relevance e (L, B, t) is the share of a
+Shapes: B samples, t experiences learnt so far. The relevance e (B, t) in a block is the share of a
 sample's feature energy that each experience's bases hold: at least 0, at most 1 together.
 """
 
@@ -40,11 +40,11 @@ def evidence(e: Tensor, score: Score) -> Tensor:
 
 
 def scores(e: Tensor, usual: Tensor, score: Score) -> Tensor:
-    """s (B, t): evidence over what is usual for the experience's own images, mean over the L blocks.
+    """s (B, t): evidence of the relevance e (B, t) over what is usual for the experience's own images.
 
-    `usual` (L, t): mean evidence of each experience's own training images.
+    `usual` (t,): mean evidence of each experience's own training images.
     """
-    return (evidence(e, score) / usual.clamp_min(TINY)[:, None]).mean(0)
+    return evidence(e, score) / usual.clamp_min(TINY)
 
 
 def softmax_posterior(s: Tensor, tau: float) -> Tensor:

@@ -35,6 +35,11 @@ KNOWN_PARTS = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_dro
 class Plug(nn.Module):
     """What a method puts into one block's attention. As it stands it changes nothing."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing at present: the call then goes to timm's own code."""
+        return False
+
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
         """Change the projections of x before they are normalised and split into heads.
 
@@ -65,7 +70,7 @@ class SeamAttention(Attention):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         plug = self.plug
-        if plug is None:
+        if plug is None or plug.idle:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         if any(a is not None for a in args) or any(kwargs.values()):
             raise UsageError("a plugged attention takes no mask; a plain vision transformer passes none")

@@ -1,6 +1,6 @@
 """What each method costs, as multiples of the forward pass of the plain timm ViT.
 
-    nox -s cost -- [--methods finetune,inflora] [--backbone vit_tiny_patch16_224] [--image-size 64]
+    nox -s perf -- cost [--methods finetune,inflora] [--backbone vit_tiny_patch16_224] [--image-size 64]
                    [--inference-batches 1,64] [--train-batch 32] [--tasks 10] [--rounds 15]
                    [--images-per-class 8] [--epochs 4] [--precision fp32]
 

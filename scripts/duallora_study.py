@@ -89,15 +89,11 @@ def train(cell: Cell, places: Places) -> Trained:
     return Trained(strategy, method, own)
 
 
-def set_gates(plug: Any, gate: str, truth: Tensor, t: int, trained: Any) -> None:
-    """Make the plug use a gate rule: one of the method's, or gates (B, t) that do not depend on the relevance."""
+def set_gates(plug: Any, gate: str, truth: Tensor, t: int) -> None:
+    """Make the plug use its own gates, or gates (B, t) that do not depend on the relevance."""
     plug.__dict__.pop("gates", None)
-    plug.hyper = trained
-    if gate.startswith("posterior"):
-        plug.hyper = replace(trained, gate="posterior", tau=float(gate.split()[-1]))
     ones, told = torch.ones(len(truth), t), (torch.arange(t)[None] <= truth[:, None]).float()
-    late = told if plug.scored else ones
-    fixed = {"open": ones, "shut": 0 * ones, "oracle": told, "oracle in scored blocks": late}
+    fixed = {"open": ones, "shut": 0 * ones, "oracle": told}
     if gate in fixed:
         plug.gates = lambda _: fixed[gate]
 
@@ -113,10 +109,10 @@ def test(trained: Trained, images: Any, gate: str) -> Tested:
         x, y = strategy.eval_collate(items)
         truth = head.experience_of[y]
         for plug in plugs:
-            set_gates(plug, gate, truth, len(head.tasks), trained.method.hyper)
+            set_gates(plug, gate, truth, len(head.tasks))
         with strategy.autocast():
             logits = model(x).float()
-        found.append((logits, torch.stack(trained.method.trail.relevance, 1), y, truth))
+        found.append((logits, torch.stack(list(trained.method.trail.relevance.values()), 1), y, truth))
     logits, e, y, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Tested(logits, e.transpose(0, 1), y, truth, head.experience_of)
 
@@ -129,7 +125,8 @@ def variants(trained: Trained, tested: Tested) -> Iterator[tuple[Any, ...]]:
     told = torch.nn.functional.one_hot(truth, t).float().log()
     yield "-", "-", "oracle", 100.0, tested.accuracy(told)
     for score, n in product(("share", "remaining"), range(1, len(tested.relevance) + 1)):
-        s = identity.scores(tested.relevance[-n:], trained.usual(score)[-n:], score)
+        pairs = zip(tested.relevance[-n:], trained.usual(score)[-n:], strict=True)
+        s = torch.stack([identity.scores(e, usual, score) for e, usual in pairs]).mean(0)
         for calibration, tau, theta in [
             *(("softmax", tau, 0.0) for tau in TAUS),
             ("stick", 0.1, 0.5),

@@ -1,6 +1,6 @@
 """How much slower the harness trains than a bare torch loop that does the same steps.
 
-    nox -s perf -- [--rounds 10] [--images 1280] [--batch-size 64] [--precision fp32]
+    nox -s perf -- overhead [--rounds 10] [--images 1280] [--batch-size 64] [--precision fp32]
 
 Both sides train `finetune` on the micro ViT architecture with the same images, in turns within one run
 (which goes first changes), so that drifting clocks hit both. The headline is the median of the ratios

@@ -22,8 +22,8 @@ A block, with u (B, N, D) its normalised input and everything per block:
     e_i  = sum_h |S_i^T c_h|^2 / sum_h |c_h|^2      relevance of experience i's bases S_i, (B,)
     v    = W u + B_O A_O u + sum_i g_i(e) B_i A_i u
 
-A_O = a Q^T with Q the complement of all earlier bases, A_i = a_i S_i^T: the subspaces hold by
-construction, whatever the optimiser does. After an experience B_O A_O is merged into W, its S_i takes in
+A_O = a Q Q^T with Q the complement of all earlier bases, A_i = a_i S S^T with S the bases that the option
+`bases` names: the subspaces hold by construction, whatever the optimiser does. After an experience B_O A_O is merged into W, its S_i takes in
 what training added to the features, and (B_i, A_i, S_i) never change again. How well each part does is
 measured in docs/duallora.md.
 """
@@ -76,7 +76,9 @@ class DualLoraHyper(Hyper):
     """Hyper-parameters of DualLoRA. `source` says which are confirmed and which are ours."""
 
     lr: float = hyper(2e-3, "learning rate of Adam", source=CHOSEN, gt=0)
-    rank: int = hyper(10, "rank of each of the two adapters", source="ours: InfLoRA's rank", ge=1)
+    rank: int = hyper(
+        5, "rank of each of the two adapters", source="ours: trains as many parameters as InfLoRA", ge=1
+    )
     targets: str = hyper(
         "v",
         "projections that are adapted, some of q, k, v",
@@ -94,10 +96,10 @@ class DualLoraHyper(Hyper):
         source="class token: a summary of the paper; which of its features: ours",
     )
     bases: Literal["own", "old", "last"] = hyper(
-        "own",
-        "the residual adapter trains inside the bases that the experience adds (own), that all earlier ones "
-        "added (old), or that the last one added (last)",
-        source="ours: two notes on the paper disagree",
+        "old",
+        "the residual adapter trains inside the bases that all earlier experiences added (old), that the last "
+        "one added (last), or that its own adds (own)",
+        source="two notes on the paper disagree; chosen on validation, docs/duallora.md",
     )
     exclude_own: bool = hyper(
         False, "keep the orthogonal adapter out of the experience's own bases too", source=OURS
@@ -121,10 +123,10 @@ class DualLoraHyper(Hyper):
         le=1,
     )
     gate: Gate = hyper(
-        "relevance",
+        "posterior",
         "dynamic memory: how residual adapters are scaled by sample: not at all (none), by e_i over its "
         "`gate_quantile` (relevance), by the posterior that the experience is i or later (posterior)",
-        source=f"that there is one: {CONFIRMED}; formulas: ours",
+        source=f"that there is one: {CONFIRMED}; formulas ours, chosen on validation, docs/duallora.md",
     )
     gate_quantile: float = hyper(
         0.1, "quantile of an experience's own relevance above which its gate is open", source=OURS, gt=0, lt=1
@@ -138,7 +140,7 @@ class DualLoraHyper(Hyper):
         "remaining", "what tells the experience: the relevance, or its share of what is left", source=CHOSEN
     )
     score_depth: float = hyper(
-        1.0, "share of the blocks, from the last one on, whose scores are averaged", source=CHOSEN, gt=0, le=1
+        0.5, "share of the blocks, from the last one on, whose scores are averaged", source=CHOSEN, gt=0, le=1
     )
     tau: float = hyper(0.3, "temperature of the posterior", source=CHOSEN, gt=0)
     beta: float = hyper(1.0, "weight of the log posterior in the logits", source=OURS, ge=0)
@@ -163,7 +165,11 @@ class Trail:
 
 
 class Adapter(nn.Module):
-    """B a S^T: a low-rank map whose row space lies in the span of S (D, k) by construction. Zero at first."""
+    """B a S S^T: a low-rank map whose row space lies in the span of S (D, k) by construction. Zero at first.
+
+    a (r, D) is drawn uniformly, so that the rows of A = a S S^T have norm `ROW_NORM`. It is not kept in
+    the coordinates of S, which are principal directions: Adam would move weak and strong ones alike.
+    """
 
     basis: Tensor
 
@@ -171,15 +177,15 @@ class Adapter(nn.Module):
         super().__init__()
         width, k = basis.shape
         self.register_buffer("basis", basis.float())
-        self.coefficients = nn.Parameter(torch.empty(rank, k, device=basis.device))
+        self.free = nn.Parameter(torch.empty(rank, width, device=basis.device))
         self.up = nn.Parameter(torch.zeros(width, rank, device=basis.device))
-        bound = math.sqrt(3) * ROW_NORM / math.sqrt(max(k, 1))  # uniform: rows of norm ROW_NORM
-        nn.init.uniform_(self.coefficients, -bound, bound)
+        bound = math.sqrt(3) * ROW_NORM / math.sqrt(max(k, 1))
+        nn.init.uniform_(self.free, -bound, bound)
 
     @property
     def down(self) -> Tensor:
-        """A = a S^T, (r, D)."""
-        return self.coefficients @ self.basis.T
+        """A = a S S^T, (r, D)."""
+        return (self.free @ self.basis) @ self.basis.T
 
 
 class Bank(nn.Module):
@@ -326,7 +332,7 @@ class DualPlug(Plug):
 
     def inside(self, own: Tensor) -> Tensor:
         """The bases (D, k) that the residual adapter trains in."""
-        if self.hyper.bases == "own" or self.basis.shape[1] == 0 or self.index < self.first:
+        if self.hyper.bases == "own" or self.basis.shape[1] == 0:
             return own
         return self.basis if self.hyper.bases == "old" else self.basis[:, self.member[:, -1] > 0]
 

@@ -45,7 +45,12 @@ CODE = "InfLoRA's code, configs/cifar100_inflora.json"
 class InfLoraHyper(Hyper):
     """Hyper-parameters of InfLoRA."""
 
-    lr: float = hyper(5e-4, "learning rate of Adam", source=CODE, gt=0)
+    lr: float = hyper(
+        5e-3,
+        "learning rate of Adam",
+        source="chosen on validation, docs/duallora.md; 0.0005 in InfLoRA's code, which --protocol paper sets",
+        gt=0,
+    )
     rank: int = hyper(10, "rank of a branch", source=CODE, ge=1)
     lamb: float = hyper(
         0.95,

@@ -22,16 +22,16 @@ A block, with u (B, N, D) its normalised input and everything per block:
     e_i  = sum_h |S_i^T c_h|^2 / sum_h |c_h|^2      relevance of experience i's bases S_i, (B,)
     v    = W u + B_O A_O u + sum_i g_i(e) B_i A_i u
 
-A_O = a Q Q^T with Q the complement of all earlier bases, A_i = a_i S S^T with S the bases that the option
-`bases` names: the subspaces hold by construction, whatever the optimiser does. After an experience B_O A_O is merged into W, its S_i takes in
-what training added to the features, and (B_i, A_i, S_i) never change again. How well each part does is
-measured in docs/duallora.md.
+A_O = a Q Q^T with Q the complement of all earlier bases, and A_i = a_i S S^T with S the bases that the
+option `bases` names: the subspaces hold by construction, whatever the optimiser does. After an experience
+B_O A_O is merged into W, its S_i takes in what training added to the features, and (B_i, A_i, S_i) never
+change again. How well each part does is measured in docs/duallora.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
@@ -97,8 +97,8 @@ class DualLoraHyper(Hyper):
     )
     bases: Literal["own", "old", "last"] = hyper(
         "old",
-        "the residual adapter trains inside the bases that all earlier experiences added (old), that the last "
-        "one added (last), or that its own adds (own)",
+        "the residual adapter trains inside the bases that all earlier experiences added (old), that the "
+        "last one added (last), or that its own adds (own)",
         source="two notes on the paper disagree; chosen on validation, docs/duallora.md",
     )
     exclude_own: bool = hyper(
@@ -310,7 +310,10 @@ class DualPlug(Plug):
     def gates(self, e: Tensor) -> Tensor | None:
         """g (B, n) of the n finished experiences' residual adapters; None where all are open."""
         if self.hyper.gate == "relevance":
-            return (e[:, : len(self.normal)] / self.normal).clamp(max=1.0)
+            known = e[:, : len(self.normal)]
+            return ((known + TINY) / (self.normal + TINY)).clamp(
+                max=1.0
+            )  # open where there is nothing to see
         if not self.gated or self.trail.learning:
             return None  # while an experience is learnt, it is known to be the newest
         pi = identity.softmax_posterior(self.trail.score[self.index], self.hyper.tau)
@@ -352,7 +355,7 @@ class DualPlug(Plug):
     def normalise(self, e: Tensor) -> None:
         """Keep what is usual for the experience's own images, whose relevance is e (n, t)."""
         mean = identity.evidence(e, self.hyper.score)[:, -1].mean()
-        quantile = e[:, -1].quantile(self.hyper.gate_quantile).clamp_min(TINY)
+        quantile = e[:, -1].quantile(self.hyper.gate_quantile)
         self.usual = torch.cat([self.usual, mean[None]])
         self.normal = torch.cat([self.normal, quantile[None]])
 
@@ -372,10 +375,21 @@ class DualPlug(Plug):
 class CalibratedHead(ClassHead):
     """Adds the log posterior of a class's experience to its logit, outside training."""
 
+    experience_of: Tensor  # (C,), of every class id; 0 for one not seen, whose logit is minus infinity
+
     def __init__(self, features: int, init: HeadInit, hyper: DualLoraHyper, trail: Trail) -> None:
         super().__init__(features, init)
         self.hyper, self.trail = hyper, trail
         self.posterior: Tensor | None = None
+        self.register_buffer("experience_of", self.columns, persistent=False)
+
+    def grow(self, classes: Sequence[int]) -> nn.Linear:
+        head = super().grow(classes)
+        found = self.columns.new_zeros(self.width)
+        found[: len(self.experience_of)] = self.experience_of
+        found[list(classes)] = len(self.tasks) - 1
+        self.experience_of = found
+        return head
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, 1 + largest class id seen)."""
@@ -386,14 +400,6 @@ class CalibratedHead(ClassHead):
         self.posterior = identity.posterior(self.trail.score[last], hyper.calibration, hyper.tau, hyper.theta)
         weights = identity.log_weights(self.posterior, hyper.calibration, hyper.beta, hyper.certain)
         return logits + weights[:, self.experience_of]
-
-    @property
-    def experience_of(self) -> Tensor:
-        """Experience of every class id, (C,); 0 for a class not seen, whose logit stays minus infinity."""
-        found = self.columns.new_zeros(self.width)
-        for task, head in enumerate(self.tasks):
-            found[cast(Tensor, head.classes)] = task
-        return found
 
 
 @register("duallora")

@@ -48,7 +48,7 @@ class InfLoraHyper(Hyper):
     lr: float = hyper(
         5e-3,
         "learning rate of Adam",
-        source="chosen on validation, docs/duallora.md; 0.0005 in InfLoRA's code, which --protocol paper sets",
+        source="chosen on validation, docs/duallora.md; 0.0005 in InfLoRA's code: --protocol paper sets it",
         gt=0,
     )
     rank: int = hyper(10, "rank of a branch", source=CODE, ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -46,30 +46,44 @@ class Spy(SupervisedPlugin):
 class Run:
     """One method trained on the synthetic stream; `after` holds the model's tensors after each experience."""
 
-    def __init__(self, name: str, *, epochs: int = 8, seed: int = 0) -> None:
-        images, labels = synthetic()
-        data = TensorDataset(images, labels)
-        data.targets = labels.tolist()
-        sets = {"train": as_classification_dataset(data), "test": as_classification_dataset(data)}
-        self.benchmark = class_incremental_benchmark(sets, num_experiences=CLASSES // 2, class_order=ORDER)
+    def __init__(
+        self, name: str, *, epochs: int = 8, seed: int = 0, plugins: Sequence[Any] = (), **options: Any
+    ) -> None:
+        self.benchmark = stream()
         self.model = tiny_vit()
         self.before = copy_of(self.model)
         torch.manual_seed(seed)
-        self.method, self.spy = METHODS[name].load()(), Spy()
-        self.strategy = Naive(
-            model=self.model,
-            optimizer=self.method.make_optimizer(self.model.parameters()),
-            train_mb_size=12,
-            train_epochs=epochs,
-            eval_mb_size=32,
-            plugins=[self.method, self.spy],
-            evaluator=None,
-        )
+        self.method, self.spy = METHODS[name].load()(**options), Spy()
+        self.strategy = learner(self.model, self.method, [*plugins, self.spy], epochs=epochs)
         self.after: list[dict[str, torch.Tensor]] = []
         for experience in self.benchmark.train_stream:
             self.strategy.train(experience)
             self.after.append(copy_of(self.model))
         self.model.eval()
+
+
+def stream(augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
+    """The synthetic stream, as an Avalanche benchmark; `augment` is applied to images that are trained on."""
+    images, labels = synthetic()
+    data = TensorDataset(images, labels)
+    data.targets = labels.tolist()
+    groups = {"train": (augment, None), "eval": (None, None)}
+    train = as_classification_dataset(data, transform_groups=groups)
+    sets = {"train": train, "test": as_classification_dataset(data)}
+    return class_incremental_benchmark(sets, num_experiences=CLASSES // 2, class_order=ORDER)
+
+
+def learner(model: Any, method: Any, plugins: Sequence[Any] = (), *, epochs: int = 8) -> Naive:
+    """Avalanche's own strategy with the method plugged in, before the other plugins."""
+    return Naive(
+        model=model,
+        optimizer=method.make_optimizer(model.parameters()),
+        train_mb_size=12,
+        train_epochs=epochs,
+        eval_mb_size=32,
+        plugins=[method, *plugins],
+        evaluator=None,
+    )
 
 
 def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

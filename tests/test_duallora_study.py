@@ -1,4 +1,4 @@
-"""The study of DualLoRA's gates and posteriors: every combination is there, and an oracle is an upper bound."""
+"""The study of gates and posteriors: every combination is there, and an oracle is an upper bound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import pytest
 
 from scripts import duallora_study as study
 
-GRID = ["--benchmarks", "digits", "--scale", "smoke", "--seeds", "0", "--tasks", "3", "--eval-on", "validation"]
+GRID = [
+    "--benchmarks",
+    "digits",
+    "--scale",
+    "smoke",
+    "--seeds",
+    "0",
+    "--tasks",
+    "3",
+    "--eval-on",
+    "validation",
+]
 
 
 @pytest.fixture(scope="module")

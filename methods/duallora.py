@@ -31,7 +31,9 @@ change again. How well each part does is measured in docs/duallora.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
@@ -65,6 +67,13 @@ Gate = Literal["none", "relevance", "posterior"]
 Feature = Literal["cls_attn", "cls_in", "all_tokens"]
 
 M = TypeVar("M", bound=nn.Module)
+
+#: Which gates a mean is over: columns are experiences (t,), truth the sample's own (B, 1).
+GATES: Mapping[str, Callable[[Any, Any], Tensor]] = {
+    "gate_own": operator.eq,
+    "gate_earlier": operator.lt,
+    "gate_later": operator.gt,
+}
 
 CONFIRMED = "arXiv 2411.00623, abstract"
 OURS = "ours: not known from the paper"
@@ -413,7 +422,8 @@ class DualLora(Method):
         "bases_added": "directions the experience added to it",
         "captured_energy": "share of the energy of the experience's features, after training, that it holds",
         "gate_own": "mean gate of a test image's own experience",
-        "gate_other": "mean gate of the other experiences",
+        "gate_earlier": "mean gate of the experiences before it, in place when it was learnt",
+        "gate_later": "mean gate of the experiences after it, unknown when it was learnt",
         "task_identity_accuracy": "share of test images whose experience has the largest posterior",
         "task_confidence": "mean confidence 1 - H(posterior) / log t over test images",
     }
@@ -539,31 +549,23 @@ class DualLora(Method):
     # ---- what users ask ----------------------------------------------------------------------
 
     def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.tally = {"own": [], "other": [], "right": [], "sure": []}
+        self.tally = defaultdict(list)
 
     def after_eval_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         head = strategy.model.head
-        truth = head.experience_of[strategy.mb_y]
+        truth = head.experience_of[strategy.mb_y][:, None]
         if self.trail.gates:
-            gates = torch.stack(list(self.trail.gates.values()), 1)  # (B, L, t)
-            own = F.one_hot(truth, gates.shape[2]).bool()[:, None].expand_as(gates)
-            self.tally["own"].append(gates[own].view(gates.shape[:2]))
-            self.tally["other"].append(gates[~own].view(*gates.shape[:2], -1))
+            gates = torch.stack(list(self.trail.gates.values()))  # (L, B, t)
+            columns = torch.arange(gates.shape[2], device=truth.device)
+            for name, mask in GATES.items():
+                self.tally[name].append(gates[:, mask(columns, truth)])
         if head.posterior is not None and not self.trail.learning:
-            self.tally["right"].append(head.posterior.argmax(1) == truth)
-            self.tally["sure"].append(identity.confidence(head.posterior))
+            self.tally["task_identity_accuracy"].append((head.posterior.argmax(1) == truth[:, 0]).float())
+            self.tally["task_confidence"].append(identity.confidence(head.posterior))
 
     def diagnostics(self) -> dict[str, float | list[float] | None]:
-        tested: dict[str, Any] = {}
-        tally = {name: torch.cat(batches).float() for name, batches in self.tally.items() if batches}
-        if "own" in tally:
-            tested["gate_own"] = tally["own"].mean(0).tolist()
-            if tally["other"].shape[2]:
-                tested["gate_other"] = tally["other"].mean((0, 2)).tolist()
-        if "right" in tally:
-            tested["task_identity_accuracy"] = tally["right"].mean().item()
-            tested["task_confidence"] = tally["sure"].mean().item()
-        return self.found | tested
+        tested = {name: torch.cat(batches, -1) for name, batches in self.tally.items()}
+        return self.found | {name: t.mean(-1).tolist() for name, t in tested.items() if t.numel()}
 
 
 def features(x: Tensor, q: Tensor, k: Tensor, feature: Feature) -> Tensor:

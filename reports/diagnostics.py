@@ -22,11 +22,12 @@ def title(name: str) -> str:
 
 def meanings(group: Group) -> list[tuple[str, str]]:
     """(title, meaning) of each diagnostic; where methods mean different things, the title says who."""
-    users: dict[tuple[str, str], list[str]] = {}
+    users: dict[tuple[str, str], dict[str, None]] = {}
     for row in group.rows:
         found = {(n, d.meaning) for record in row.done for n, d in (record.diagnostics or {}).items()}
         for key in found:
-            users.setdefault(key, []).append(row.method)
+            variants_of = row.method.partition(":")[0]
+            users.setdefault(key, {})[variants_of] = None
     several = {name for name in names(group) if sum(name == other for other, _ in users) > 1}
     return [
         (f"{title(name)} ({', '.join(users[name, meaning])})" if name in several else title(name), meaning)

@@ -827,13 +827,14 @@ def test_diagnostics_are_what_an_evaluation_showed():
         plug.usual.copy_(plug.usual * torch.tensor([0.4, 1.0, 0.9]))  # so that it errs
     learner(model, method).eval(learnt.benchmark.test_stream)
     found = method.diagnostics()
-    right, sure, own, other = [], [], [], []
+    right, sure, own, earlier, later = [], [], [], [], []
     for i in range(EXPERIENCES):
         with torch.no_grad():
             model(learnt.images(i))
         gates = by_block(method.trail.gates)
         own.append(gates[:, :, i])
-        other.append(torch.cat([gates[:, :, :i], gates[:, :, i + 1 :]], 2))
+        earlier.append(gates[:, :, :i].flatten(1))
+        later.append(gates[:, :, i + 1 :].flatten(1))
         relevance = by_block(method.trail.relevance)
         usual = [plug.usual.tolist() for plug in plugs_of(model)]
         for b in range(48):
@@ -843,8 +844,8 @@ def test_diagnostics_are_what_an_evaluation_showed():
     assert 0.1 < sum(right) / len(right) < 0.9
     assert found["task_identity_accuracy"] == pytest.approx(sum(right) / len(right))
     assert found["task_confidence"] == pytest.approx(sum(sure) / len(sure), abs=1e-4)
-    assert found["gate_own"] == pytest.approx(torch.cat(own, 1).mean(1).tolist(), abs=1e-4)
-    assert found["gate_other"] == pytest.approx(torch.cat(other, 1).mean((1, 2)).tolist(), abs=1e-4)
+    for name, gates in {"gate_own": own, "gate_earlier": earlier, "gate_later": later}.items():
+        assert found[name] == pytest.approx(torch.cat(gates, 1).mean(1).tolist(), abs=1e-4)
     assert set(learnt.method.diagnostics()) | set(found) <= set(DualLora.describes)
 
 

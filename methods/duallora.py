@@ -167,7 +167,7 @@ class Trail:
         self.learning = False
         #: Called with (block, rows) during a pass for statistics.
         self.collect: Callable[[int, Tensor], None] | None = None
-        #: By block: relevance (B, t), mean score of the blocks so far (B, t), gates (B, t).
+        #: By block: relevance (B, t), sum of scores of the blocks so far (B, t), gates (B, t).
         self.relevance: dict[int, Tensor] = {}
         self.score: dict[int, Tensor] = {}
         self.gates: dict[int, Tensor] = {}
@@ -265,7 +265,8 @@ class DualPlug(Plug):
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
         given = {"q": q, "k": k, "v": v}
-        for target, adapter in self.orthogonal.items():
+        for target in self.orthogonal.keys() - {"v"}:  # the read-out needs q and k; v is served in `attend`
+            adapter = self.orthogonal[target]
             given[target] = given[target] + F.linear(F.linear(x, adapter.down), adapter.up)
         return given["q"], given["k"], given["v"]
 
@@ -274,21 +275,25 @@ class DualPlug(Plug):
         given = {"q": q, "k": k, "v": v}
         for target, bank in self.banks.items():
             down, up = bank.down, bank.up
-            if target in self.residual:  # the experience being learnt comes last
-                own = self.residual[target]
-                down, up = torch.cat([down, own.down]), torch.cat([up, own.up], 1)
+            if learnt := self.learnt(target):  # one pair of products serves all
+                down = torch.cat([down, *(adapter.down for adapter in learnt)])
+                up = torch.cat([up, *(adapter.up for adapter in learnt)], 1)
             if len(down):
                 change = F.linear(self.scaled(F.linear(x, down), gates), up)
                 given[target] = given[target] + change.view(len(x), -1, *q.shape[1::2]).transpose(1, 2)
         return given["q"], given["k"], given["v"]
 
+    def learnt(self, target: str) -> list[Adapter]:
+        """The adapters in training that `attend` adds to a projection."""
+        parts = [self.residual, self.orthogonal] if target == "v" else [self.residual]
+        return [part[target] for part in parts if target in part]
+
     def scaled(self, z: Tensor, gates: Tensor | None) -> Tensor:
-        """z (B, N, n r), the r columns of each experience times its gate (B, n)."""
+        """z (B, N, n r), the r columns of each adapter times its gate (B, n); those without are open."""
         if gates is None:
             return z
         by_experience = z.view(*z.shape[:2], -1, self.hyper.rank)
-        if gates.shape[1] < by_experience.shape[2]:  # the experience being learnt: always open
-            gates = F.pad(gates, (0, 1), value=1.0)
+        gates = F.pad(gates, (0, by_experience.shape[2] - gates.shape[1]), value=1.0)
         return torch.flatten(by_experience * gates[:, None, :, None].to(z.dtype), 2)
 
     @torch.no_grad()
@@ -304,17 +309,16 @@ class DualPlug(Plug):
         e = relevance(rows, self.basis, self.member)
         if self.scored and not self.trail.learning:
             self.trail.relevance[self.index] = e
-            self.trail.score[self.index] = self.mean_score(e)
+            self.trail.score[self.index] = self.total_score(e)
         gates = self.gates(e)
         if gates is not None:
             self.trail.gates[self.index] = gates
         return gates
 
-    def mean_score(self, e: Tensor) -> Tensor:
-        """s (B, t), mean over the scored blocks so far, this one included."""
+    def total_score(self, e: Tensor) -> Tensor:
+        """Sum of the scores (B, t) of the scored blocks so far, this one included."""
         here = identity.scores(e, self.usual, self.hyper.score)
-        before = self.index - self.first
-        return (self.trail.score[self.index - 1] * before + here) / (before + 1) if before else here
+        return here if self.index == self.first else self.trail.score[self.index - 1] + here
 
     def gates(self, e: Tensor) -> Tensor | None:
         """g (B, n) of the n finished experiences' residual adapters; None where all are open."""
@@ -325,7 +329,8 @@ class DualPlug(Plug):
             )  # open where there is nothing to see
         if not self.gated or self.trail.learning:
             return None  # while an experience is learnt, it is known to be the newest
-        pi = identity.softmax_posterior(self.trail.score[self.index], self.hyper.tau)
+        blocks = self.index - self.first + 1
+        pi = identity.softmax_posterior(self.trail.score[self.index], self.hyper.tau * blocks)
         return 1 - (pi.cumsum(1) - pi)
 
     # ---- an experience -----------------------------------------------------------------------
@@ -365,7 +370,7 @@ class DualPlug(Plug):
         """Keep what is usual for the experience's own images, whose relevance is e (n, t)."""
         mean = identity.evidence(e, self.hyper.score)[:, -1].mean()
         quantile = e[:, -1].quantile(self.hyper.gate_quantile)
-        self.usual = torch.cat([self.usual, mean[None]])
+        self.usual = torch.cat([self.usual, mean[None].clamp_min(TINY)])
         self.normal = torch.cat([self.normal, quantile[None]])
 
     def finish(self, qkv: nn.Linear) -> None:
@@ -406,7 +411,8 @@ class CalibratedHead(ClassHead):
         if self.trail.learning or self.hyper.calibration == "none":
             return logits
         hyper, last = self.hyper, max(self.trail.score)
-        self.posterior = identity.posterior(self.trail.score[last], hyper.calibration, hyper.tau, hyper.theta)
+        s = self.trail.score[last] / len(self.trail.score)
+        self.posterior = identity.posterior(s, hyper.calibration, hyper.tau, hyper.theta)
         weights = identity.log_weights(self.posterior, hyper.calibration, hyper.beta, hyper.certain)
         return logits + weights[:, self.experience_of]
 

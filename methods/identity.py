@@ -42,9 +42,9 @@ def evidence(e: Tensor, score: Score) -> Tensor:
 def scores(e: Tensor, usual: Tensor, score: Score) -> Tensor:
     """s (B, t): evidence of the relevance e (B, t) over what is usual for the experience's own images.
 
-    `usual` (t,): mean evidence of each experience's own training images.
+    `usual` (t,), positive: mean evidence of each experience's own training images.
     """
-    return evidence(e, score) / usual.clamp_min(TINY)
+    return evidence(e, score) / usual
 
 
 def softmax_posterior(s: Tensor, tau: float) -> Tensor:

@@ -82,8 +82,8 @@ class Branch(Plug):
         self.up_v = nn.Parameter(down.new_zeros(width, rank))
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        z = F.linear(x, self.down)
-        return q, k + F.linear(z, self.up_k), v + F.linear(z, self.up_v)
+        change_k, change_v = F.linear(F.linear(x, self.down), torch.cat([self.up_k, self.up_v])).chunk(2, -1)
+        return q, k + change_k, v + change_v
 
 
 @register("inflora")

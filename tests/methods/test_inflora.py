@@ -78,14 +78,14 @@ class Witness(SupervisedPlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before: list[Look] = []
+        self.bare: list[Look] = []
         self.begun: list[Look] = []
         self.trained: list[Look] = []
         self.over: list[Look] = []
         self.said: list[dict[str, Any]] = []
 
     def before_training(self, strategy, *args, **kwargs):
-        self.before.append(look(strategy, strategy.plugins[0], [synthetic()[0]]))
+        self.bare.append(look(strategy, strategy.plugins[0], [synthetic()[0]]))
 
     def before_training_exp(self, strategy, *args, **kwargs):
         self.begun.append(self.now(strategy))
@@ -136,7 +136,7 @@ def test_the_runs_keep_both_kinds_of_basis(learnt):
 
 
 def test_a_new_branch_changes_no_output(seen):
-    for before, begun in zip(seen.before, seen.begun, strict=True):
+    for before, begun in zip(seen.bare, seen.begun, strict=True):
         torch.testing.assert_close(begun.features, before.features, atol=1e-6, rtol=1e-6)
         if before.logits is not None:
             old = before.logits.isfinite().all(0).nonzero().flatten()

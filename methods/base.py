@@ -58,6 +58,8 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         self.current: tuple[int, ...] = ()
         #: Kept for later experiences and not needed for inference; part of the state.
         self.memory: dict[str, Tensor] = {}
+        #: What a method found out in `end`; `diagnostics` tells it.
+        self.found: dict[str, float | list[float] | None] = {}
 
     # ---- what a method overrides -------------------------------------------------------------
 
@@ -92,7 +94,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         A number, None where it is not defined, or a list with a number for each block; names and their
         meanings are in `describes`.
         """
-        return {}
+        return self.found
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The method's own optimiser."""
@@ -232,8 +234,8 @@ def clean_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
 def augmented_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """As `clean_batches`, with the augmentation of training.
 
-    The harness has a random stream for this purpose; under another strategy the global generators are
-    put back afterwards.
+    The harness has a random stream for this purpose; under another strategy torch's global generators
+    are put back afterwards.
     """
     with torch.random.fork_rng(devices=[strategy.device] if strategy.device.type == "cuda" else []):
         yield from _batches(strategy, strategy.adapted_dataset, getattr(strategy, "look_collate", None))

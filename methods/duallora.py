@@ -177,7 +177,7 @@ class Adapter(nn.Module):
     """B a S S^T: a low-rank map whose row space lies in the span of S (D, k) by construction. Zero at first.
 
     a (r, D) is drawn uniformly, so that the rows of A = a S S^T have norm `ROW_NORM`. It is not kept in
-    the coordinates of S, which are principal directions: Adam would move weak and strong ones alike.
+    the coordinates of S: Adam's steps would depend on which basis of the subspace was found.
     """
 
     basis: Tensor
@@ -434,6 +434,10 @@ class DualLora(Method):
         "task_confidence": "mean confidence 1 - H(posterior) / log t over test images",
     }
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.tally: dict[str, list[Tensor]] = {}
+
     # ---- structure ---------------------------------------------------------------------------
 
     @classmethod
@@ -454,8 +458,6 @@ class DualLora(Method):
             plug = DualPlug(i, first, model.embed_dim, self.hyper, self.trail)
             attention.plug = plug
             self.plugs.append(plug)
-        self.found: dict[str, float | list[float] | None] = {}
-        self.tally: dict[str, list[Tensor]] = {}
 
     def _check(self, model: VisionTransformer) -> None:
         check_rank(self.name, self.hyper.rank, model)
@@ -492,6 +494,7 @@ class DualLora(Method):
         for plug, attention in zip(self.plugs, self.attentions, strict=True):
             plug.finish(attention.qkv)
         self.trail.learning = False
+        self.tally = {}
         sizes = [plug.basis.shape[1] for plug in self.plugs]
         self.found = {
             "subspace_size": [float(size) for size in sizes],

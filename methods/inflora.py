@@ -113,7 +113,6 @@ class InfLora(Method):
     def adapt(self, model: VisionTransformer) -> None:
         check_rank(self.name, self.hyper.rank, model)
         self.attentions = open_seams(model)
-        self.found: dict[str, float | list[float] | None] = {}
 
     def owns(self, name: str) -> bool:
         """The weights of the projections too: finished branches are in them."""
@@ -145,9 +144,6 @@ class InfLora(Method):
             "captured_energy": [memory.held(m) for memory, m in zip(memories, matrices, strict=True)],
             "threshold": threshold,
         }
-
-    def diagnostics(self) -> dict[str, float | list[float] | None]:
-        return self.found
 
     def remembered(self, i: int, moment: Moment) -> Dual:
         """The memory of block i, on the device of `moment`."""

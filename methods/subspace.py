@@ -46,7 +46,7 @@ class Moment:
         return self.total / max(self.rows, 1)
 
     def plus(self, inputs: Tensor) -> Moment:
-        """With the inputs (..., D) added. Products of a batch are in float32, their sum in float64."""
+        """With the inputs (n, ..., D) added. Products of a batch are in float32, their sum in float64."""
         flat = inputs.detach().flatten(0, -2).float()
         with torch.autocast(flat.device.type, enabled=False):
             product = flat.T @ flat
@@ -67,7 +67,7 @@ def energy_matrix(c: Tensor, energy: Energy) -> Tensor:
 
 
 def captured(basis: Tensor, m: Tensor) -> float:
-    """Share of the energy of M (D, D) that the basis (D, k) holds, in [0, 1]. 1 if there is none at all."""
+    """Share of the energy of M (D, D), float64, that the basis (D, k) holds, in [0, 1]; 1 if M is zero."""
     total = m.trace()
     held = (m @ basis.double() * basis.double()).sum()
     return float((held / total).clamp(0, 1)) if total > 0 else 1.0

@@ -1,10 +1,10 @@
 """What DualLoRA's gates and calibration bring at inference, read off one training each.
 
-    python scripts/duallora_study.py --benchmarks cifar100 --scale quick --eval-on validation --seeds 0,1,2 \\
-        --methods "duallora,duallora:bases=old" [any option of `python -m bench run`] --csv study.csv
+    .nox/env/bin/python -m scripts.duallora_study --benchmarks cifar100 --scale quick --csv study.csv \\
+        --eval-on validation --methods "duallora,duallora:bases=own" [any option of `python -m bench run`]
 
 Each cell is trained once as `run` would train it. Then its last state is tested with every gate rule
-(the trained one, all open, all shut, and two that are told the true experience), and for each of these
+(the trained one, all open, all shut, and one that is told the true experience), and for each of these
 with every score and posterior. A row is one combination; accuracies are over all images of the
 evaluation, in percent. Rows with an oracle are upper bounds, not methods: they read the task id.
 """

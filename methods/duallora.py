@@ -370,7 +370,7 @@ class DualPlug(Plug):
         """Keep what is usual for the experience's own images, whose relevance is e (n, t)."""
         mean = identity.evidence(e, self.hyper.score)[:, -1].mean()
         quantile = e[:, -1].quantile(self.hyper.gate_quantile)
-        self.usual = torch.cat([self.usual, mean[None].clamp_min(TINY)])
+        self.usual = torch.cat([self.usual, mean[None]])
         self.normal = torch.cat([self.normal, quantile[None]])
 
     def finish(self, qkv: nn.Linear) -> None:
@@ -472,6 +472,18 @@ class DualLora(Method):
         """The weights of the projections too: orthogonal adapters are merged into them."""
         return super().owns(name) or name.endswith("attn.qkv.weight")
 
+    def restore(self, model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
+        super().restore(model, state)
+        for plug in self.plugs:
+            kept = self.hyper.rank * len(plug.normal) if plug.gated else 0
+            expected = 0 if self.hyper.adapters == "orthogonal" else kept
+            found = {len(bank.down) for bank in plug.banks.values()}
+            if found != {expected}:
+                raise UsageError(
+                    f"the state keeps {sorted(found)} rows of residual adapters in block {plug.index}, these "
+                    f"options {expected}; restore it with the rank, gate and adapters it was learnt with"
+                )
+
     # ---- an experience -----------------------------------------------------------------------
 
     def begin(self, strategy: Any) -> None:
@@ -563,7 +575,7 @@ class DualLora(Method):
     def after_eval_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         head = strategy.model.head
         truth = head.experience_of[strategy.mb_y][:, None]
-        if self.trail.gates:
+        if self.trail.gates and not self.trail.learning:
             gates = torch.stack(list(self.trail.gates.values()))  # (L, B, t)
             columns = torch.arange(gates.shape[2], device=truth.device)
             for name, mask in GATES.items():

@@ -42,9 +42,10 @@ def evidence(e: Tensor, score: Score) -> Tensor:
 def scores(e: Tensor, usual: Tensor, score: Score) -> Tensor:
     """s (B, t): evidence of the relevance e (B, t) over what is usual for the experience's own images.
 
-    `usual` (t,), positive: mean evidence of each experience's own training images.
+    `usual` (t,): mean evidence of each experience's own training images. Where there is none to see, as in a
+    block whose class token is the same for all images, the score is 1 for all.
     """
-    return evidence(e, score) / usual
+    return (evidence(e, score) + TINY) / (usual + TINY)
 
 
 def softmax_posterior(s: Tensor, tau: float) -> Tensor:

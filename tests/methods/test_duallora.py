@@ -457,7 +457,7 @@ def scores_by_hand(relevance: list[list[float]], usual: list[list[float]], score
     for e, normal in zip(relevance, usual, strict=True):
         for i in range(t):
             left = 1 - sum(e[:i]) if score == "remaining" else 1.0
-            totals[i] += e[i] / left / normal[i]
+            totals[i] += (e[i] / left + 1e-6) / (normal[i] + 1e-6)
     return [total / len(relevance) for total in totals]
 
 
@@ -896,3 +896,28 @@ def test_normalised_keys_cannot_be_adapted():
     with pytest.raises(UsageError, match=r"duallora.targets is 'kv'.* legal: v"):
         DualLora(targets="kv").attach(tiny_vit(qk_norm=True))
     DualLora(targets="v").attach(tiny_vit(qk_norm=True))
+
+
+@pytest.mark.parametrize("options", [{"rank": 4}, {"gate": "none"}, {"adapters": "orthogonal"}], ids=str)
+def test_a_state_learnt_with_other_adapters_is_refused(options):
+    with pytest.raises(UsageError, match="it was learnt with"):
+        restored(learnt_with().states[-1], **options)
+
+
+def test_a_block_that_sees_nothing_of_its_own_scores_all_experiences_alike():
+    """The class token enters the first block the same for all images."""
+    learnt = learnt_with(feature="cls_in")
+    method, model = restored(learnt.states[-1], feature="cls_in")
+    with torch.no_grad():
+        model(learnt.images(2))
+    torch.testing.assert_close(method.trail.score[0], torch.ones(48, EXPERIENCES), atol=0.05, rtol=0)
+
+
+def test_what_an_earlier_evaluation_showed_is_not_told_of_a_later_experience():
+    model, method = lively_vit(), DualLora(**SMALL)
+    benchmark, strategy = stream(), learner(model, method, epochs=1)
+    strategy.train(benchmark.train_stream[0])
+    strategy.eval([benchmark.test_stream[0]])
+    assert "gate_own" in method.diagnostics()
+    strategy.train(benchmark.train_stream[1])
+    assert "gate_own" not in method.diagnostics()

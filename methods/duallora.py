@@ -427,7 +427,7 @@ class DualLora(Method):
         "subspace_size": "dimension of the space of class-token features that all bases span",
         "bases_added": "directions the experience added to it",
         "captured_energy": "share of the energy of the experience's features, after training, that it holds",
-        "gate_own": "mean gate of a test image's own experience",
+        "gate_own": "mean gate of a test image's own experience; 1 in a block without gates",
         "gate_earlier": "mean gate of the experiences before it, in place when it was learnt",
         "gate_later": "mean gate of the experiences after it, unknown when it was learnt",
         "task_identity_accuracy": "share of test images whose experience has the largest posterior",
@@ -576,7 +576,10 @@ class DualLora(Method):
         head = strategy.model.head
         truth = head.experience_of[strategy.mb_y][:, None]
         if self.trail.gates and not self.trail.learning:
-            gates = torch.stack(list(self.trail.gates.values()))  # (L, B, t)
+            always_open = torch.ones_like(next(iter(self.trail.gates.values())))
+            gates = torch.stack(
+                [self.trail.gates.get(plug.index, always_open) for plug in self.plugs]
+            )  # (L, B, t)
             columns = torch.arange(gates.shape[2], device=truth.device)
             for name, mask in GATES.items():
                 self.tally[name].append(gates[:, mask(columns, truth)])

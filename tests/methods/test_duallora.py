@@ -921,3 +921,14 @@ def test_what_an_earlier_evaluation_showed_is_not_told_of_a_later_experience():
     assert "gate_own" in method.diagnostics()
     strategy.train(benchmark.train_stream[1])
     assert "gate_own" not in method.diagnostics()
+
+
+def test_a_block_without_gates_is_told_as_always_open():
+    method, model = restored(
+        learnt_with(gate="posterior", score_depth=0.5).states[-1], gate="posterior", score_depth=0.5
+    )
+    learner(model, method).eval(stream().test_stream)
+    told = method.diagnostics()
+    assert len(told["gate_later"]) == BLOCKS
+    assert told["gate_later"][0] == 1.0
+    assert told["gate_later"][1] < 1.0

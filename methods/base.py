@@ -221,6 +221,14 @@ def looking(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def look_through(strategy: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """A pass of the batches' images through the blocks, for whoever watches them."""
+    with looking(strategy.model):
+        for x, _ in batches:
+            with autocast_of(strategy):
+                strategy.model.forward_features(x)
+
+
 def clean_batches(strategy: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The experience's training images as an evaluation sees them: in order, not augmented.
 

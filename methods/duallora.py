@@ -43,7 +43,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods import identity
-from methods.base import Method, autocast_of, clean_batches, looking
+from methods.base import Method, clean_batches, look_through
 from methods.errors import UsageError
 from methods.head import ClassHead, HeadInit
 from methods.hyper import STRICT, Hyper, hyper
@@ -60,6 +60,7 @@ from methods.subspace import (
     growth,
     joined,
     no_inputs,
+    rising,
 )
 from methods.vit import QKV, Plug, open_seams
 
@@ -251,11 +252,19 @@ class DualPlug(Plug):
         return self.hyper.gate == "relevance" or (self.hyper.gate == "posterior" and self.scored)
 
     @property
+    def judges(self) -> bool:
+        """Whether a pass needs the sample's relevance.
+
+        While an experience is learnt it is known to be the newest: nothing is scored, all adapters that
+        the posterior would gate are open.
+        """
+        needed = self.hyper.gate == "relevance" or (self.scored and not self.trail.learning)
+        return needed and len(self.normal) > 0
+
+    @property
     def looks(self) -> bool:
         """Whether a pass needs the sample's feature."""
-        if self.trail.collect is not None:
-            return True
-        return self.hyper.gate == "relevance" or (self.scored and not self.trail.learning)
+        return self.judges or self.trail.collect is not None
 
     @property
     def idle(self) -> bool:
@@ -304,7 +313,7 @@ class DualPlug(Plug):
         rows = features(x, q, k, self.hyper.feature)
         if self.trail.collect is not None:
             self.trail.collect(self.index, rows)
-        if not len(self.normal):
+        if not self.judges:
             return None
         e = relevance(rows, self.basis, self.member)
         if self.scored and not self.trail.learning:
@@ -324,11 +333,10 @@ class DualPlug(Plug):
         """g (B, n) of the n finished experiences' residual adapters; None where all are open."""
         if self.hyper.gate == "relevance":
             known = e[:, : len(self.normal)]
-            return ((known + TINY) / (self.normal + TINY)).clamp(
-                max=1.0
-            )  # open where there is nothing to see
-        if not self.gated or self.trail.learning:
-            return None  # while an experience is learnt, it is known to be the newest
+            gates = (known + TINY) / (self.normal + TINY)  # open where there is nothing to see
+            return gates.clamp(max=1.0)
+        if not self.gated:
+            return None
         blocks = self.index - self.first + 1
         pi = identity.softmax_posterior(self.trail.score[self.index], self.hyper.tau * blocks)
         return 1 - (pi.cumsum(1) - pi)
@@ -515,9 +523,9 @@ class DualLora(Method):
         }
 
     def threshold(self, experience: Any) -> float:
-        """Share of the energy that bases are to hold, lamb + (lame - lamb) t / T, with t from 0."""
+        """Share of the energy that bases are to hold once the experience is over."""
         done, of = experience.current_experience, len(experience.origin_stream)
-        return float(self.hyper.lamb + (self.hyper.lame - self.hyper.lamb) * done / of)
+        return rising(self.hyper.lamb, self.hyper.lame, done, of)
 
     def room(self, plug: DualPlug, experience: Any) -> int:
         """How many bases the experience may add: what is left, less `rank` for each one to come."""
@@ -560,10 +568,7 @@ class DualLora(Method):
         """One pass over the experience's training images; `see(i, rows)` gets block i's features."""
         self.trail.collect = see
         try:
-            with looking(strategy.model):
-                for x, _ in clean_batches(strategy):
-                    with autocast_of(strategy):
-                        strategy.model.forward_features(x)
+            look_through(strategy, clean_batches(strategy))
         finally:
             self.trail.collect = None
 
@@ -577,9 +582,8 @@ class DualLora(Method):
         truth = head.experience_of[strategy.mb_y][:, None]
         if self.trail.gates and not self.trail.learning:
             always_open = torch.ones_like(next(iter(self.trail.gates.values())))
-            gates = torch.stack(
-                [self.trail.gates.get(plug.index, always_open) for plug in self.plugs]
-            )  # (L, B, t)
+            by_block = [self.trail.gates.get(plug.index, always_open) for plug in self.plugs]
+            gates = torch.stack(by_block)  # (L, B, t)
             columns = torch.arange(gates.shape[2], device=truth.device)
             for name, mask in GATES.items():
                 self.tally[name].append(gates[:, mask(columns, truth)])

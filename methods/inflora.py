@@ -5,10 +5,10 @@ designed from the experience's own inputs with the space of earlier ones taken o
 R_t (D, r), zero at first, is trained, one for k and one for v. By proposition 1 that is training the
 weight itself inside the span of D_t's rows. The space of earlier inputs is kept by DualGPM.
 
-As the official code has it, with three differences that change no result beyond rounding: a finished
-branch is merged into the weight, so inference costs what the plain ViT costs (the code adds every branch
-up in every pass); moments are summed in float64; the augmented images of the two statistics passes have
-random numbers of their own, so that training draws the same ones with or without them.
+As the official code has it, with three differences that leave the method as it is: a finished branch is
+merged into the weight, so inference costs what the plain ViT costs (the code adds every branch up in every
+pass); moments are summed in float64; the augmented images of the two statistics passes have random
+numbers of their own, so that training draws the same ones with or without them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.base import Method, augmented_batches, autocast_of, looking
+from methods.base import Method, augmented_batches, look_through
 from methods.hyper import STRICT, Hyper, hyper
 from methods.lora import check_rank, merge
 from methods.registry import register
@@ -35,6 +35,7 @@ from methods.subspace import (
     no_inputs,
     nothing_used,
     remember,
+    rising,
 )
 from methods.vit import QKV, Plug, SeamAttention, open_seams, watching
 
@@ -95,7 +96,7 @@ class InfLora(Method):
         "backbone": "vit_base_patch16_224.augreg_in21k",  # models/vit_inflora.py: the augreg in21k file
         "normalisation": "unit",  # utils/data.py: ToTensor, then mean 0 and std 1
         "augmentation": "crop-flip",  # utils/data.py: RandomResizedCrop(224), RandomHorizontalFlip
-        "schedule": "coda",  # methods/inflora.py: its CosineSchedule, stepped by epoch
+        "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
         "batch_size": 128,  # configs: batch_size
         "head_init": "default",  # models/sinet_inflora.py: nn.Linear
     }
@@ -153,10 +154,9 @@ class InfLora(Method):
         return Dual(self.memory[f"{i}.basis"].to(where), bool(self.memory[f"{i}.retained"]))
 
     def threshold(self, experience: Any) -> float:
-        """lamb + (lame - lamb) t / T, with t from 0 (the code; the paper counts from 1)."""
+        """Share of the energy that is to be protected once the experience is over."""
         done, of = experience.current_experience, len(experience.origin_stream)
-        low, high = self.hyper.lamb, self.hyper.lame
-        return float(low + (high - low) * done / of)
+        return rising(self.hyper.lamb, self.hyper.lame, done, of)
 
 
 def input_moments(strategy: Any, attentions: Sequence[SeamAttention]) -> list[Moment]:
@@ -166,8 +166,6 @@ def input_moments(strategy: Any, attentions: Sequence[SeamAttention]) -> list[Mo
     def see(i: int, x: Tensor) -> None:
         moments[i] = moments[i].plus(x)
 
-    with looking(strategy.model), watching(attentions, see):
-        for x, _ in augmented_batches(strategy):
-            with autocast_of(strategy):
-                strategy.model.forward_features(x)
+    with watching(attentions, see):
+        look_through(strategy, augmented_batches(strategy))
     return moments

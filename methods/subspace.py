@@ -58,6 +58,14 @@ def no_inputs(width: int, device: torch.device | str = "cpu") -> Moment:
     return Moment(torch.zeros(width, width, dtype=torch.float64, device=device))
 
 
+def rising(low: float, high: float, done: int, of: int) -> float:
+    """The share of the energy to be protected, after `done` of `of` experiences: low + (high - low) t / T.
+
+    As in InfLoRA's code, t counts from 0, so `high` itself is never reached (the paper counts from 1).
+    """
+    return low + (high - low) * done / of
+
+
 def energy_matrix(c: Tensor, energy: Energy) -> Tensor:
     """M, (D, D), symmetric float64: its trace is the energy of C and tr(F^T M F) what a basis F holds."""
     c = c.double()
@@ -193,7 +201,6 @@ def design(memory: Dual, c: Tensor, rank: int) -> Tensor:
     directions are left, the other rows are zero and stay without effect (the official code takes whatever
     vectors its decomposition returns there, which are not orthogonal to the protected space).
     """
-    space = memory.allowed if memory.used else torch.eye(len(c), dtype=torch.float64, device=c.device)
-    _, directions = principal(space, energy_matrix(c, "sigma4"))
+    _, directions = principal(memory.allowed, energy_matrix(c, "sigma4"))
     rows = directions[:, :rank].T * ROW_NORM
     return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])

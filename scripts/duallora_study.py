@@ -11,6 +11,7 @@ evaluation, in percent. Rows with an oracle are upper bounds, not methods: they 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from torch import Tensor
 from bench.cli import build_parser, gather
 from bench.plan import Places, images_of, places_of, plan, split_of
 from bench.progress import silent
-from bench.runner import assemble
+from bench.runner import EVAL_BATCH, assemble
 from bench.spec import Cell, settings_from
 from bench.stream import experiences, union
 from methods import identity
@@ -96,8 +97,8 @@ def test(trained: Trained, images: Any, gate: str) -> Tested:
     head, dataset = model.head, images.dataset
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     head.hyper = replace(trained.method.hyper, calibration="none")
-    for start in range(0, len(dataset), 128):
-        items = [dataset[i] for i in range(start, min(start + 128, len(dataset)))]
+    for start in range(0, len(dataset), EVAL_BATCH):
+        items = [dataset[i] for i in range(start, min(start + EVAL_BATCH, len(dataset)))]
         x, y = strategy.eval_collate(items)
         truth = head.experience_of[y]
         for plug in plugs:
@@ -136,18 +137,16 @@ def share(right: Tensor) -> float:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    place = arguments.index("--csv") if "--csv" in arguments else None
-    if place is None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--csv", type=Path)
+    own, rest = parser.parse_known_args()
+    if own.csv is None:
         sys.exit(__doc__)
-    out = Path(arguments[place + 1])
-    settings = settings_from(
-        *gather(build_parser().parse_args(["run", *arguments[:place], *arguments[place + 2 :]]))
-    )
+    settings = settings_from(*gather(build_parser().parse_args(["run", *rest])))
     places = places_of(settings)
-    with out.open("a", newline="") as file:
+    with own.csv.open("a", newline="") as file:
         writer = csv.writer(file)
-        if out.stat().st_size == 0:
+        if own.csv.stat().st_size == 0:
             writer.writerow(COLUMNS)
         for planned in plan(settings, skip_missing=False):
             cell = planned.cell

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RESIZED_CROP_SCALE = (0.08, 1.0)  # torchvision's default, used by CODA-Prompt and InfLoRA
+CROP_AREA = 0.08  # torchvision's default smallest share of the image, used by CODA-Prompt and InfLoRA
+SMALL_CROP_AREA = 0.05  # L2P and DualPrompt
 RESIZED_CROP_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
@@ -71,12 +73,14 @@ def flipped(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item
     return collate
 
 
-def cropped(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item]], Batch]:
-    """Random resized crops, half of them mirrored."""
+def cropped(
+    pipeline: Pipeline, rng: torch.Generator, smallest: float = CROP_AREA
+) -> Callable[[Sequence[Item]], Batch]:
+    """Random resized crops, half of them mirrored. `smallest`: the least share of the image in a crop."""
 
     def collate(items: Sequence[Item]) -> Batch:
         x, y = pipeline.stack(items)
-        boxes, mirror = random_boxes(len(x), rng), coins(len(x), rng)
+        boxes, mirror = random_boxes(len(x), rng, smallest), coins(len(x), rng)
         return pipeline.normalise(resample(unit(x), boxes, mirror, pipeline.size)), y
 
     return collate
@@ -87,7 +91,12 @@ def plain(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item]]
     return clean(pipeline)
 
 
-AUGMENTATIONS = {"none": plain, "flip": flipped, "crop-flip": cropped}
+AUGMENTATIONS = {
+    "none": plain,
+    "flip": flipped,
+    "crop-flip": cropped,
+    "small-crop-flip": partial(cropped, smallest=SMALL_CROP_AREA),
+}
 
 
 def unit(x: Tensor) -> Tensor:
@@ -110,15 +119,14 @@ def coins(n: int, rng: torch.Generator) -> Tensor:
     return torch.rand(n, generator=rng) < 0.5
 
 
-def random_boxes(n: int, rng: torch.Generator) -> Tensor:
-    """n boxes (n, 4) of left, top, width, height, as shares of the image's side.
+def random_boxes(n: int, rng: torch.Generator, low: float) -> Tensor:
+    """n boxes (n, 4) of left, top, width, height, as shares of the image's side; areas from `low` to 1.
 
     torchvision's RandomResizedCrop: an area and an aspect ratio are drawn until the box fits, ten times
     at most, then the whole image is taken.
     """
     draws = torch.rand(4, n, CROP_ATTEMPTS, generator=rng)
-    low, high = RESIZED_CROP_SCALE
-    area = low + (high - low) * draws[0]
+    area = low + (1 - low) * draws[0]
     log_low, log_high = (math.log(r) for r in RESIZED_CROP_RATIO)
     ratio = torch.exp(log_low + (log_high - log_low) * draws[1])
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()

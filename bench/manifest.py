@@ -13,6 +13,8 @@ from pathlib import Path
 from bench import record
 from bench.plan import Places, find_backbone, open_source
 from bench.spec import Cell
+from methods.hyper import make_hyper
+from methods.registry import METHODS
 
 PACKAGES = ("duallora-bench", "torch", "torchvision", "timm", "avalanche-lib", "numpy", "scikit-learn")
 CODE = Path(__file__).resolve().parents[1]
@@ -49,10 +51,13 @@ def _data_sha256(cell: Cell, places: Places) -> str | None:
 
 
 def _warnings(cell: Cell, places: Places) -> list[str]:
+    """What must be known before the numbers are believed: of the method as it is set, of the backbone."""
+    method = METHODS[cell.method.name].load()
+    of_method = method.caveats(make_hyper(cell.method.name, method.Hyper, cell.method.options))
     if cell.backbone_sha256 is None:
-        return []
+        return list(of_method)
     found = find_backbone(cell.protocol.backbone, places.weights, places.roots)
-    return list(found.warnings(cell.benchmark.name))
+    return [*of_method, *found.warnings(cell.benchmark.name)]
 
 
 def _versions() -> dict[str, str]:

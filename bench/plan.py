@@ -84,6 +84,8 @@ def _outline(settings: Settings, device: Device, benchmark: Choice, method: Choi
     method_class = METHODS[method.name].load()
     recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
     hyper = make_hyper(method.label, method_class.Hyper, {**recipe, **method.options})
+    tasks = settings.tasks or opened.default_tasks
+    method_class.check(hyper, tasks)
     return Cell(
         method=_component(method, hyper, recipe),
         benchmark=_component(benchmark, opened.options, {}),
@@ -91,7 +93,7 @@ def _outline(settings: Settings, device: Device, benchmark: Choice, method: Choi
         scale=settings.scale,
         eval_on=settings.eval_on,
         device=device,
-        tasks=settings.tasks or opened.default_tasks,
+        tasks=tasks,
         task_sizes=None,
         class_order=None,
         split_sha256=None,
@@ -140,7 +142,7 @@ def _protocol(settings: Settings, benchmark: Benchmark[Any], method_class: Any) 
     }
     if settings.protocol == "paper":
         values |= PAPER
-        values |= method_class.paper
+        values |= method_class.paper(benchmark.name)
     asked = {"backbone": settings.backbone, "image_size": settings.image_size}
     values |= {name: value for name, value in asked.items() if value is not None}
     return make_protocol(values | settings.protocol_options)

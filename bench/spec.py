@@ -39,7 +39,9 @@ class Protocol(Frozen):
     normalisation: Literal["backbone", "unit"] = Field(
         "backbone", description="the backbone's own mean and std, or [0, 1] as the papers' code has it"
     )
-    augmentation: Literal["none", "flip", "crop-flip"] = Field("flip", description="see bench.batches")
+    augmentation: Literal["none", "flip", "crop-flip", "small-crop-flip"] = Field(
+        "flip", description="see bench.batches"
+    )
     schedule: Literal["cosine", "coda", "constant"] = Field("cosine", description="see bench.strategy")
     head_init: Literal["zero", "default"] = Field("zero", description="how a classifier's new rows start")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")

@@ -45,8 +45,6 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     Hyper: ClassVar[type[Hyper]] = Hyper
     #: True where nothing is learnt before the last experience, so nothing is evaluated before.
     waits_for_all: ClassVar[bool] = False
-    #: The published recipe: fields of the protocol that `--protocol paper` sets for this method.
-    paper: ClassVar[Mapping[str, Any]] = {}
     #: What `diagnostics` returns: name -> meaning.
     describes: ClassVar[Mapping[str, str]] = {}
 
@@ -80,6 +78,24 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         return (f"head.tasks.{task}.weight", f"head.tasks.{task}.bias")
 
     @classmethod
+    def check(cls, hyper: Any, experiences: int) -> None:
+        """Refuse a stream of so many experiences that the hyper-parameters do not suit.
+
+        Raises:
+            UsageError: saying what to change.
+        """
+
+    @classmethod
+    def caveats(cls, hyper: Any) -> tuple[str, ...]:  # noqa: ARG003
+        """Sentences a reader must know before believing what was obtained with `hyper`."""
+        return ()
+
+    @classmethod
+    def paper(cls, benchmark: str) -> Mapping[str, Any]:  # noqa: ARG003
+        """The published recipe on `benchmark`: fields of the protocol that `--protocol paper` sets."""
+        return {}
+
+    @classmethod
     def paper_options(cls, benchmark: str) -> Mapping[str, Any]:  # noqa: ARG003
         """The published hyper-parameters on `benchmark`, where they are not the defaults."""
         return {}
@@ -108,6 +124,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         assert self.model is not None
+        self.check(self.hyper, len(strategy.experience.origin_stream))
         self.current = tuple(sorted(strategy.experience.classes_in_this_experience))
         self._grow(self.model, self.current)
         self.model.to(strategy.device)
@@ -172,18 +189,29 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         if expected != set(learnt):
             odd = sorted(expected ^ set(learnt))[:3]
             raise UsageError(f"the state does not fit {self.name} on this backbone; they differ in {odd}")
-        shape_buffers(model, learnt)
+        shape_tensors(model, learnt)
         model.load_state_dict(learnt, strict=False)
         self.memory = {n.removeprefix(MEMORY): t.clone() for n, t in state.items() if n.startswith(MEMORY)}
         model.requires_grad_(False)
 
 
-def shape_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the buffers named in `state` its shapes: how many directions a basis has, only training tells."""
+def shape_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give what `grow` cannot know the size of the shape it has in `state`.
+
+    Those are buffers (how many directions a basis has, only training tells), and parameters that were made
+    without a single element.
+    """
     for name, buffer in list(model.named_buffers()):
         if name in state and state[name].shape != buffer.shape:
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, buffer.new_empty(state[name].shape))
+            _put(model, name, buffer.new_empty(state[name].shape))
+    for name, parameter in list(model.named_parameters()):
+        if name in state and parameter.numel() == 0:
+            _put(model, name, nn.Parameter(parameter.new_empty(state[name].shape)))
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, tensor)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -211,14 +239,19 @@ def autocast_of(strategy: Any) -> AbstractContextManager[Any]:
 
 @contextmanager
 def looking(model: nn.Module) -> Iterator[None]:
-    """Passes through the model for statistics: in eval mode and without gradients, then as it was."""
+    """Passes through the model for statistics: in eval mode and without gradients, then as it was.
+
+    A model in eval mode is left alone: going through its modules takes as long as a small block.
+    """
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()
 
 
 def look_through(strategy: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
@@ -397,21 +397,10 @@ class DualPlug(Plug):
 class CalibratedHead(ClassHead):
     """Adds the log posterior of a class's experience to its logit, outside training."""
 
-    experience_of: Tensor  # (C,), of every class id; 0 for one not seen, whose logit is minus infinity
-
     def __init__(self, features: int, init: HeadInit, hyper: DualLoraHyper, trail: Trail) -> None:
         super().__init__(features, init)
         self.hyper, self.trail = hyper, trail
         self.posterior: Tensor | None = None
-        self.register_buffer("experience_of", self.columns, persistent=False)
-
-    def grow(self, classes: Sequence[int]) -> nn.Linear:
-        head = super().grow(classes)
-        found = self.columns.new_zeros(self.width)
-        found[: len(self.experience_of)] = self.experience_of
-        found[list(classes)] = len(self.tasks) - 1
-        self.experience_of = found
-        return head
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, 1 + largest class id seen)."""
@@ -430,7 +419,6 @@ class DualLora(Method):
     """Orthogonal and residual adapters, gated by sample; logits calibrated by the task posterior."""
 
     Hyper = DualLoraHyper
-    paper: ClassVar = InfLora.paper  # a choice of ours: the paper's recipe is not known to us
     describes: ClassVar = {
         "subspace_size": "dimension of the space of class-token features that all bases span",
         "bases_added": "directions the experience added to it",
@@ -447,6 +435,11 @@ class DualLora(Method):
         self.tally: dict[str, list[Tensor]] = {}
 
     # ---- structure ---------------------------------------------------------------------------
+
+    @classmethod
+    def paper(cls, benchmark: str) -> dict[str, Any]:
+        """InfLoRA's recipe, a choice of ours: the paper's own is not known to us."""
+        return InfLora.paper(benchmark)
 
     @classmethod
     def paper_options(cls, benchmark: str) -> dict[str, Any]:

@@ -24,12 +24,14 @@ class ClassHead(nn.Module):
     """
 
     columns: Tensor
+    experience_of: Tensor  # (C,): of every class id, its experience; 0 for one not seen yet
 
     def __init__(self, features: int, init: HeadInit = "zero") -> None:
         super().__init__()
         self.features, self.init = features, init
         self.tasks = nn.ModuleList()
         self.register_buffer("columns", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("experience_of", torch.empty(0, dtype=torch.long), persistent=False)
 
     def grow(self, classes: Sequence[int]) -> nn.Linear:
         """Add a head for `classes` (class ids not seen before); return it, trainable."""
@@ -42,6 +44,10 @@ class ClassHead(nn.Module):
         self.tasks.append(head)
         self.columns = torch.cat([self.columns, ids])
         self.width = int(self.columns.max()) + 1
+        experience_of = ids.new_zeros(self.width)
+        experience_of[: len(self.experience_of)] = self.experience_of
+        experience_of[ids] = len(self.tasks) - 1
+        self.experience_of = experience_of
         return head
 
     def forward(self, x: Tensor) -> Tensor:

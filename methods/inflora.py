@@ -92,14 +92,6 @@ class InfLora(Method):
     """Designed low-rank branches on k and v, merged after their experience; DualGPM remembers the inputs."""
 
     Hyper = InfLoraHyper
-    paper: ClassVar = {
-        "backbone": "vit_base_patch16_224.augreg_in21k",  # models/vit_inflora.py: the augreg in21k file
-        "normalisation": "unit",  # utils/data.py: ToTensor, then mean 0 and std 1
-        "augmentation": "crop-flip",  # utils/data.py: RandomResizedCrop(224), RandomHorizontalFlip
-        "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
-        "batch_size": 128,  # configs: batch_size
-        "head_init": "default",  # models/sinet_inflora.py: nn.Linear
-    }
     describes: ClassVar = {
         "subspace_size": "dimension of the input space that is protected after the experience",
         "captured_energy": "share of the energy of the experience's inputs, after training, that it holds",
@@ -107,8 +99,20 @@ class InfLora(Method):
     }
 
     @classmethod
+    def paper(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
+        """The official code; epochs are those of the benchmark's full scale."""
+        return {
+            "backbone": "vit_base_patch16_224.augreg_in21k",  # models/vit_inflora.py: the augreg in21k file
+            "normalisation": "unit",  # utils/data.py: ToTensor, then mean 0 and std 1
+            "augmentation": "crop-flip",  # utils/data.py: RandomResizedCrop(224), RandomHorizontalFlip
+            "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
+            "batch_size": 128,  # configs: batch_size
+            "head_init": "default",  # models/sinet_inflora.py: nn.Linear
+        }
+
+    @classmethod
     def paper_options(cls, benchmark: str) -> dict[str, Any]:
-        """The official configurations (configs/*.json); epochs are those of the benchmark's full scale."""
+        """The official configurations (configs/*.json)."""
         return {"lr": 5e-4, "lamb": 0.98 if benchmark == "imagenet-r" else 0.95}
 
     def adapt(self, model: VisionTransformer) -> None:

@@ -9,8 +9,9 @@ costs what timm's costs. A `Plug` sees the block's normalised input and may chan
 - what is attended to (`Plug.attend`): prefixes in front of k and v; anything that needs the
   attention weights before v is used, such as the class token's read-out.
 
-Attention stays fused in both cases. Shapes below: B images, N tokens, D width, H heads, D = H * Dh;
-M >= N keys where a plug adds prefixes.
+Attention stays fused in both cases. `InputTokens` adds tokens to the sequence itself and lets the
+classifier read them. Shapes below: B images, N tokens, D width, H heads, D = H * Dh; M >= N keys where a
+plug adds prefixes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
@@ -62,6 +64,32 @@ class Plug(nn.Module):
         return q, k, v
 
 
+class Prefix(Plug):
+    """Keys and values in front of the block's own (prefix tuning, arXiv 2101.00190).
+
+    They are used as they are: no projection and no normalisation of keys is applied to them. `given` is the
+    pair of them, (B, L, D) each, or (1, L, D) for the same ones in every image; None: nothing is added.
+    """
+
+    given: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.given is None
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
+        assert self.given is not None
+        prefix_k, prefix_v = (
+            split_heads(t.to(k.dtype), k.shape[1]).expand(len(k), -1, -1, -1) for t in self.given
+        )
+        return q, torch.cat([prefix_k, k], 2), torch.cat([prefix_v, v], 2)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, D) -> (B, H, N, Dh)."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
 class SeamAttention(Attention):  # type: ignore[misc]
     """timm's multi-head self-attention with a slot for a `Plug`. Made by `open_seams` only."""
 
@@ -75,7 +103,7 @@ class SeamAttention(Attention):  # type: ignore[misc]
         if any(a is not None for a in args) or any(kwargs.values()):
             raise UsageError("a plugged attention takes no mask; a plain vision transformer passes none")
         q, k, v = plug.project(x, *self.qkv(x).chunk(3, dim=-1))
-        q, k, v = (t.view(*t.shape[:2], self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))
         q, k, v = plug.attend(x, self.q_norm(q), self.k_norm(k), v)
         dropout = self.attn_drop.p if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
@@ -112,6 +140,33 @@ def _open(attention: nn.Module) -> SeamAttention:
     return opened
 
 
+class InputTokens:
+    """Tokens added to the sequence in front of the first block; the classifier then reads their mean.
+
+    `given` are the tokens (B, L, D); None: nothing is added, and the classifier reads what timm has it read.
+    They stand behind the image's own tokens, where the class token keeps its place, and have no position
+    embedding: attention is blind to order, so where they stand changes nothing else.
+    """
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        self.given: Tensor | None = None
+        self.read: Tensor | None = None
+        vit.norm_pre.register_forward_hook(self._join)
+        vit.norm.register_forward_hook(self._look)
+        vit.fc_norm.register_forward_pre_hook(self._hand_over)
+
+    def _join(self, module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+        return tokens if self.given is None else torch.cat([tokens, self.given.to(tokens.dtype)], 1)
+
+    def _look(self, module: nn.Module, inputs: Any, tokens: Tensor) -> None:
+        self.read = None if self.given is None else tokens[:, -self.given.shape[1] :].mean(1)
+
+    def _hand_over(self, module: nn.Module, inputs: Any) -> Tensor | None:
+        """What goes into the last layers before the classifier, in place of the pooled tokens."""
+        read, self.read = self.read, None
+        return read
+
+
 @contextmanager
 def watching(attentions: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call `see(i, x)` with the normalised input x (B, N, D) of attention i whenever a pass reaches it."""
@@ -129,3 +184,17 @@ def watching(attentions: Sequence[nn.Module], see: Callable[[int, Tensor], None]
 def embed(vit: VisionTransformer, x: Tensor) -> Tensor:
     """(B, 3, S, S) -> (B, D): the features the classifier sees."""
     return vit.forward_head(vit.forward_features(x), pre_logits=True)  # type: ignore[no-any-return]
+
+
+def check_blocks(option: str, blocks: Sequence[int], vit: VisionTransformer) -> None:
+    """Refuse numbers of blocks, from 0, that `vit` does not have, or that are given twice.
+
+    Raises:
+        UsageError: naming the option and the legal numbers.
+    """
+    if set(blocks) <= set(range(len(vit.blocks))) and len(set(blocks)) == len(blocks):
+        return
+    raise UsageError(
+        f"{option} is {list(blocks)}; legal: distinct numbers from 0 to {len(vit.blocks) - 1}, "
+        f"this backbone has {len(vit.blocks)} blocks"
+    )

@@ -22,6 +22,11 @@ def tiny_vit(**changes: Any) -> VisionTransformer:
     return VisionTransformer(**{**settings, **changes}, num_classes=5).eval()
 
 
+def deep_vit() -> VisionTransformer:
+    """A `tiny_vit` with as many blocks as the defaults of every method need."""
+    return tiny_vit(depth=5)
+
+
 @pytest.fixture
 def vit() -> Callable[..., VisionTransformer]:
     return tiny_vit

@@ -8,6 +8,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from bench.batches import (
+    CROP_AREA,
+    SMALL_CROP_AREA,
     AUGMENTATIONS,
     CROP_ATTEMPTS,
     Pipeline,
@@ -75,8 +77,9 @@ def test_a_box_is_the_crop_torchvision_would_take():
     torch.testing.assert_close(got[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2], atol=1e-4, rtol=1e-4)
 
 
-def test_boxes_are_inside_and_their_areas_are_distributed_as_torchvisions():
-    boxes = random_boxes(4000, rng())
+@pytest.mark.parametrize("smallest", [CROP_AREA, SMALL_CROP_AREA])
+def test_boxes_are_inside_and_their_areas_are_distributed_as_torchvisions(smallest):
+    boxes = random_boxes(4000, rng(), smallest)
     left, top, width, height = boxes.unbind(1)
     assert (boxes >= 0).all()
     assert (left + width <= 1 + 1e-6).all()
@@ -86,9 +89,10 @@ def test_boxes_are_inside_and_their_areas_are_distributed_as_torchvisions():
     assert ratio.max() < 1.34
     torch.manual_seed(0)
     image = torch.zeros(3, 1000, 1000)
-    theirs = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    theirs = [RandomResizedCrop.get_params(image, [smallest, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     areas = torch.tensor([h * w / 1e6 for _, _, h, w in theirs])
     levels = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    assert (width * height).min() == pytest.approx(smallest, abs=5e-3)
     assert (areas.quantile(levels) - (width * height).quantile(levels)).abs().max() < 0.03
     assert CROP_ATTEMPTS == 10
 

@@ -14,7 +14,7 @@ from avalanche.training.supervised import Naive
 from torch.utils.data import TensorDataset
 
 from methods.registry import METHODS
-from tests.conftest import CLASSES, synthetic, tiny_vit
+from tests.conftest import CLASSES, deep_vit, synthetic
 
 ORDER = [4, 1, 0, 5, 3, 2]
 
@@ -47,19 +47,38 @@ class Run:
     """One method trained on the synthetic stream; `after` holds the model's tensors after each experience."""
 
     def __init__(
-        self, name: str, *, epochs: int = 8, seed: int = 0, plugins: Sequence[Any] = (), **options: Any
+        self,
+        name: str,
+        *,
+        epochs: int = 8,
+        seed: int = 0,
+        plugins: Sequence[Any] = (),
+        experiences: int = CLASSES // 2,
+        vit: Callable[[], Any] = deep_vit,
+        **options: Any,
     ) -> None:
-        self.benchmark = stream()
-        self.model = tiny_vit()
+        self.benchmark, self.epochs = stream(), epochs
+        self.model = vit()
         self.before = copy_of(self.model)
         torch.manual_seed(seed)
         self.method, self.spy = METHODS[name].load()(**options), Spy()
         self.strategy = learner(self.model, self.method, [*plugins, self.spy], epochs=epochs)
         self.after: list[dict[str, torch.Tensor]] = []
-        for experience in self.benchmark.train_stream:
-            self.strategy.train(experience)
-            self.after.append(copy_of(self.model))
+        for i in range(experiences):
+            self.learn(i)
+
+    def learn(self, i: int) -> None:
+        """Train on experience i."""
+        self.strategy.train(self.benchmark.train_stream[i])
+        self.after.append(copy_of(self.model))
         self.model.eval()
+
+    def resume(self) -> None:
+        """Go on with a fresh method and a fresh model that have the state of the old ones."""
+        state, self.model = self.method.state(), deep_vit()
+        self.method = type(self.method)()
+        self.method.restore(self.model, state)
+        self.strategy = learner(self.model, self.method, [self.spy], epochs=self.epochs)
 
 
 def stream(augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:

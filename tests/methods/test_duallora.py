@@ -879,7 +879,7 @@ def test_learning_on_from_a_restored_state_is_learning_without_a_break(options):
 
 def test_more_directions_than_the_backbone_is_wide_are_refused():
     with pytest.raises(UsageError, match=r"rank is 11: 3 experiences need 33 .* 32 wide; legal: at most 10"):
-        Run("duallora", epochs=1, rank=11)
+        Run("duallora", epochs=1, vit=tiny_vit, rank=11)
 
 
 def test_a_rank_above_the_width_is_refused():

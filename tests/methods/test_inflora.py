@@ -112,7 +112,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def learnt(request) -> SimpleNamespace:
     """A run and what a witness saw of it; the options differ in when the complement is kept."""
     witness = Witness()
-    run = Run("inflora", epochs=4, plugins=[witness], **OPTIONS[request.param])
+    run = Run("inflora", epochs=4, plugins=[witness], vit=tiny_vit, **OPTIONS[request.param])
     return SimpleNamespace(name=request.param, run=run, witness=witness, hyper=run.method.hyper)
 
 
@@ -239,7 +239,7 @@ def test_old_inputs_are_answered_as_before_up_to_what_the_memory_does_not_hold(s
 def test_a_random_design_would_disturb_old_inputs_much_more():
     """The same trained ups behind random rows: the control of the test above."""
     seen = Witness()
-    Run("inflora", epochs=4, plugins=[seen], energy="sigma2", lamb=0.99)
+    Run("inflora", epochs=4, plugins=[seen], vit=tiny_vit, energy="sigma2", lamb=0.99)
     begun, trained, old = seen.begun[1], seen.trained[1], seen.over[0]
     rows = torch.randn(RANK, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for i in range(BLOCKS):

@@ -1,0 +1,214 @@
+"""CODA-Prompt: prefixes that are weighted sums of components (arXiv 2211.13218, CVPR 2023).
+
+In each prompted block, component m has a prompt P_m, a key K_m and an attention A_m. An image with query q
+weights it with cos(q * A_m, K_m) (equation 5), and its prefix is the weighted sum of all components
+(equation 3): the first half of its tokens are keys, the second half values. An experience adds its share of
+the components, trained end to end by the loss alone; those of earlier experiences are frozen.
+
+As the official code has it today (GT-RIPL/CODA-Prompt): new components start by Gram-Schmidt against all
+earlier ones, and the orthogonality term has weight 0. Differences: components of experiences to come do not
+exist here (the code holds them as zeros, and leaves them out of the sum), and no last batch is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.errors import UsageError
+from methods.hyper import STRICT, Hyper, hyper
+from methods.prompts import Prompter, PromptMethod, prefixes
+from methods.registry import register
+from methods.vit import check_blocks
+
+CODE = "the official code, experiments/*.sh"
+
+#: Below it a norm is taken for it, as torch's normalize does.
+TINY = 1e-12
+
+
+@dataclass(frozen=True, config=STRICT)
+class CodaPromptHyper(Hyper):
+    """Hyper-parameters of CODA-Prompt."""
+
+    lr: float = hyper(
+        1e-3,
+        "learning rate of Adam",
+        source="chosen on validation, docs/prompts.md; 0.001 in the official code: --protocol paper",
+        gt=0,
+    )
+    pool_size: int = hyper(
+        100, "components of a block, divided evenly among the experiences, rounded down", source=CODE, ge=1
+    )
+    length: int = hyper(
+        8,
+        "tokens of a component: half of them keys, half values",
+        source=CODE,
+        unit="tokens",
+        ge=2,
+        multiple_of=2,
+    )
+    blocks: tuple[int, ...] = hyper(
+        (0, 1, 2, 3, 4), "prompted blocks, from 0", source="the official code, models/zoo.py", min_length=1
+    )
+    ortho: float = hyper(
+        0.0,
+        "weight of the orthogonality term; the paper's 0.1 stands for 1e-7 here: its code had a further 1e-6",
+        source="the official code's README: 0 with its present initialisation",
+        ge=0,
+    )
+
+
+class Components(nn.Module):
+    """One experience's n components in S blocks: prompts (S, n, L, D), keys and attention (S, n, D).
+
+    There are none at first: their number follows from the stream.
+    """
+
+    def __init__(self, blocks: int, length: int, width: int, query_width: int) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(torch.empty(blocks, 0, length, width))
+        self.keys = nn.Parameter(torch.empty(blocks, 0, query_width))
+        self.attention = nn.Parameter(torch.empty(blocks, 0, query_width))
+
+
+class Assembly(Prompter):
+    """The components of all experiences so far, assembled into a prefix for each image and block."""
+
+    def __init__(self, vit: VisionTransformer, hyper: CodaPromptHyper) -> None:
+        super().__init__()
+        check_blocks("coda-prompt.blocks", hyper.blocks, vit)
+        self.hyper, self.width, self.query_width = hyper, vit.embed_dim, vit.num_features
+        self.seams = prefixes(vit, hyper.blocks)
+        self.experiences = nn.ModuleList()
+        self.weights = torch.empty(0)
+
+    def grow(self) -> None:
+        """Add an experience, without components yet."""
+        shape = len(self.hyper.blocks), self.hyper.length, self.width, self.query_width
+        self.experiences.append(Components(*shape))
+
+    def fill(self, n: int) -> None:
+        """Give the newest experience n components, as far as can be orthogonal to all others."""
+        for name in ("prompts", "keys", "attention"):
+            *earlier, empty = self._of_each(name)
+            past = torch.cat([*earlier, empty], 1)
+            rows = torch.stack([orthogonal(block.flatten(1), n) for block in past.detach()])
+            new = rows.view(len(rows), n, *empty.shape[2:]).to(empty)
+            setattr(self.experiences[-1], name, nn.Parameter(new))
+
+    def _of_each(self, name: str) -> list[Tensor]:
+        return [getattr(components, name) for components in self.experiences]
+
+    def all(self, name: str) -> Tensor:
+        """The `prompts`, `keys` or `attention` of all experiences: (S, M, ...)."""
+        return torch.cat(self._of_each(name), 1)
+
+    def prompt(self, query: Tensor) -> None:
+        weights = attend(query, self.all("attention"), self.all("keys"))
+        prompts = self.all("prompts")
+        mixed = torch.bmm(weights, prompts.flatten(2))
+        for seam, block in zip(self.seams, mixed, strict=True):
+            keys, values = block.view(len(query), -1, self.width).chunk(2, 1)
+            seam.given = (keys, values)
+        self.weights = weights.detach()
+
+    def penalty(self) -> Tensor:
+        """ortho * the sum over blocks and over prompts, keys, attention of mean((X X^T - I)^2)."""
+        if self.hyper.ortho == 0:
+            return self.weights.new_zeros(())
+        names = ("prompts", "keys", "attention")
+        return self.hyper.ortho * torch.stack([skewness(self.all(name).flatten(2)) for name in names]).sum()
+
+    def chosen(self) -> Tensor:
+        return self.weights.abs().mean(0)
+
+
+def attend(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
+    """cos(q * A_m, K_m), equation 5: (S, B, M) for queries (B, D), attention and keys (S, M, D).
+
+    As two products of matrices: the vectors q * A_m, B M of them for each block, are never made.
+    """
+    dots = query @ (attention * F.normalize(keys, dim=2)).mT
+    norms = (query.square() @ attention.square().mT).sqrt()
+    return dots / norms.clamp_min(TINY)
+
+
+def skewness(rows: Tensor) -> Tensor:
+    """Sum over S blocks of mean((X X^T - I)^2): how far their rows (S, M, D) are from orthonormal."""
+    products = rows @ rows.mT
+    return (products - torch.eye(rows.shape[1], device=rows.device)).square().mean((1, 2)).sum()
+
+
+def orthogonal(earlier: Tensor, n: int) -> Tensor:
+    """n unit rows (n, D) by Gram-Schmidt from Gaussian ones against the rows (m, D) and each other.
+
+    As in the official code, the part along each row is taken out on its own, so the result is exactly
+    orthogonal only where the earlier rows are so to each other. Where rows outnumber dimensions nothing is
+    left but rounding, and that gives the direction. Float64 on the CPU: the same on every device.
+    """
+    rows = earlier.double().cpu()
+    for _ in range(n):
+        drawn = torch.randn(rows.shape[1], dtype=torch.float64)
+        left = drawn - (rows @ drawn / rows.square().sum(1)) @ rows
+        rows = torch.cat([rows, left[None] / left.norm()])
+    return rows[len(earlier) :]
+
+
+@register("coda-prompt")
+class CodaPrompt(PromptMethod):
+    """Prefixes assembled from components; each experience adds its share and freezes the rest."""
+
+    Hyper = CodaPromptHyper
+    prompter: Assembly
+    choices: ClassVar = "component_weights"
+    describes: ClassVar = {
+        "component_weights": "mean |weight| of each component over blocks and the experience's test images",
+        "prompts_in_use": "effective number of components at test: exp of the entropy of their mean |weights|",
+    }
+
+    @classmethod
+    def check(cls, hyper: CodaPromptHyper, experiences: int) -> None:
+        if experiences > hyper.pool_size:
+            raise UsageError(
+                f"coda-prompt.pool_size is {hyper.pool_size}; {experiences} experiences need one each; "
+                f"legal: at least {experiences} (--set coda-prompt.pool_size={experiences})"
+            )
+
+    @classmethod
+    def paper(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
+        """The official code; epochs are those of the benchmark's full scale."""
+        return {
+            "backbone": "vit_base_patch16_224.augreg_in21k_ft_in1k",  # timm 0.4.12's vit_base_patch16_224
+            "normalisation": "unit",  # dataloaders/utils.py: mean 0, std 1
+            "augmentation": "crop-flip",  # dataloaders/utils.py: RandomResizedCrop(224), RandomHorizontalFlip
+            "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
+            "batch_size": 128,  # configs/*_prompt.yaml
+            "head_init": "default",  # models/zoo.py: nn.Linear
+        }
+
+    @classmethod
+    def paper_options(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
+        return {"lr": 1e-3}  # configs/*_prompt.yaml
+
+    def make_prompter(self, model: VisionTransformer) -> Assembly:
+        return Assembly(model, self.hyper)
+
+    def grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:
+        self.prompter.grow()
+
+    def begin(self, strategy: Any) -> None:
+        self.prompter.fill(self.hyper.pool_size // len(strategy.experience.origin_stream))
+
+    def end(self, strategy: Any) -> None:
+        self.prompter.experiences[-1].requires_grad_(False)
+
+    def promised(self, task: int) -> Iterable[str]:
+        parts = (f"prompts.experiences.{task}.{name}" for name in ("prompts", "keys", "attention"))
+        return (*super().promised(task), *parts)

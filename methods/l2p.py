@@ -1,0 +1,152 @@
+"""L2P: a pool of prompts at the input, chosen for each image by its query (arXiv 2112.08654, CVPR 2022).
+
+An image gets the prompts whose keys are nearest to its query (equation 3), as tokens of the sequence, and
+is classified by the mean of their outputs (section 4.1). The keys learn by being pulled towards the queries
+that chose them (equation 5). Prompts, keys and pool are shared by all experiences; nothing protects them.
+
+As the official code has it (google-research/l2p): the tokens have no position embedding, and the loss
+*subtracts* the similarities, summed over an image's keys and averaged over the batch. Its configuration for
+CIFAR-100 differs from the paper in length=10, top_k=4, pull=1.0, selection=batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from methods.errors import UsageError
+from methods.hyper import STRICT, Hyper, hyper
+from methods.prompts import Prompter, PromptMethod, clip, cosine, uniform
+from methods.registry import register
+from methods.vit import InputTokens
+
+PAPER = "L2P, appendix"
+CODE = "the official code, configs/cifar100_l2p.py"
+
+#: The official code's batch: eight devices with 16 images each. Its rate is 0.03 at a batch of 256.
+BATCH = 128
+
+
+@dataclass(frozen=True, config=STRICT)
+class L2PHyper(Hyper):
+    """Hyper-parameters of L2P."""
+
+    lr: float = hyper(
+        1e-3,
+        "learning rate of Adam",
+        source="chosen on validation, docs/prompts.md; the official code: 0.03 batch / 256, under paper",
+        gt=0,
+    )
+    pool_size: int = hyper(10, "prompts in the pool", source=CODE, ge=1)
+    length: int = hyper(5, "tokens of a prompt", source=PAPER + "; 10: " + CODE, unit="tokens", ge=1)
+    top_k: int = hyper(5, "prompts an image gets", source=PAPER + "; 4: " + CODE, ge=1)
+    pull: float = hyper(
+        0.5, "weight of the pull of keys towards queries", source=PAPER + "; 1.0: " + CODE, ge=0
+    )
+    clip: float = hyper(1.0, "largest norm of the gradient", source=CODE + ": grad_clip_max_norm", gt=0)
+    start: float = hyper(
+        0.01,
+        "prompts and keys start uniformly between 0 and this",
+        source="the official code: uniform()",
+        gt=0,
+    )
+    selection: Literal["sample", "batch"] = hyper(
+        "sample",
+        "whether each image has its own prompts, or a batch shares the ones most of its images chose",
+        source="sample: L2P, equation 3; batch: " + CODE + ": batchwise_prompt",
+    )
+
+
+class Pool(Prompter):
+    """The prompts (M, L, D) and their keys (M, D)."""
+
+    def __init__(self, vit: VisionTransformer, hyper: L2PHyper) -> None:
+        super().__init__()
+        self.hyper, self.tokens = hyper, InputTokens(vit)
+        self.seams = (self.tokens,)
+        self.prompts = uniform(hyper.pool_size, hyper.length, vit.embed_dim, below=hyper.start)
+        self.keys = uniform(hyper.pool_size, vit.num_features, below=hyper.start)
+        self.selected = torch.empty(0, dtype=torch.long)
+
+    def prompt(self, query: Tensor) -> None:
+        nearest = cosine(query, self.keys.detach()).topk(self.hyper.top_k).indices
+        self.selected = most_frequent(nearest) if self.hyper.selection == "batch" else nearest
+        tokens = F.embedding(self.selected, self.prompts.flatten(1))
+        self.tokens.given = tokens.view(len(query), -1, self.prompts.shape[2])
+
+    def penalty(self) -> Tensor:
+        """-pull * mean over images of the sum of their similarities to the keys they chose."""
+        assert self.query is not None
+        similarity = cosine(self.query, self.keys).gather(1, self.selected)
+        return -self.hyper.pull * similarity.sum(1).mean()
+
+    def chosen(self) -> Tensor:
+        return F.one_hot(self.selected, len(self.keys)).sum(1).float()
+
+
+def most_frequent(indices: Tensor) -> Tensor:
+    """For every line of the indices (B, k) the k that most lines have; of equals, the smaller index."""
+    counts = torch.bincount(indices.flatten())
+    return counts.argsort(descending=True, stable=True)[: indices.shape[1]].expand_as(indices)
+
+
+@register("l2p")
+class L2P(PromptMethod):
+    """A shared pool of input prompts; every image gets those whose keys match its query."""
+
+    Hyper = L2PHyper
+    describes: ClassVar = {
+        "prompt_choices": "share of the experience's test images that were given each prompt",
+        "prompts_in_use": "effective number of prompts at test: exp of the entropy of their shares",
+    }
+
+    @classmethod
+    def check(cls, hyper: L2PHyper, experiences: int) -> None:  # noqa: ARG003
+        if hyper.top_k > hyper.pool_size:
+            raise UsageError(
+                f"l2p.top_k is {hyper.top_k}; legal: at most l2p.pool_size, which is {hyper.pool_size}"
+            )
+
+    @classmethod
+    def caveats(cls, hyper: L2PHyper) -> tuple[str, ...]:
+        if hyper.selection == "sample":
+            return ()
+        return (
+            "prompts were chosen by batch (selection=batch): images tested together share them, and they "
+            "come from few tasks, so the task identity leaks into the predictions",
+        )
+
+    @classmethod
+    def paper(cls, benchmark: str) -> dict[str, Any]:
+        """The official configuration; there is one for CIFAR-100 and none for ImageNet-R."""
+        return official(BATCH) | ({"epochs": 5} if benchmark == "cifar100" else {})
+
+    @classmethod
+    def paper_options(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
+        return {"lr": 0.03 * BATCH / 256}  # configs/cifar100_l2p.py, scaled in train_continual.py
+
+    def make_prompter(self, model: VisionTransformer) -> Pool:
+        return Pool(model, self.hyper)
+
+    def begin(self, strategy: Any) -> None:
+        self.prompter.requires_grad_(True)
+
+    def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        clip(strategy.optimizer, self.hyper.clip)
+
+
+def official(batch_size: int) -> dict[str, Any]:
+    """What the official code of L2P and DualPrompt does alike, as fields of the protocol."""
+    return {
+        "backbone": "vit_base_patch16_224.orig_in21k",  # imagenet21k/ViT-B_16.npz
+        "normalisation": "unit",  # norm_01 = True
+        "augmentation": "small-crop-flip",  # libml/preprocess.py: area from 5 %
+        "schedule": "constant",  # learning_rate_schedule
+        "batch_size": batch_size,
+        "head_init": "zero",  # models/vit.py: the kernel of the head
+    }

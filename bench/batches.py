@@ -51,6 +51,10 @@ class Pipeline:
         return (x - mean) / std
 
 
+#: How training images are changed, with random numbers of a generator.
+Augmentation = Callable[[Pipeline, torch.Generator], Callable[[Sequence[Item]], Batch]]
+
+
 def clean(pipeline: Pipeline) -> Callable[[Sequence[Item]], Batch]:
     """The collate function of an evaluation: the central crop at the input size."""
 
@@ -91,7 +95,7 @@ def plain(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item]]
     return clean(pipeline)
 
 
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, Augmentation] = {
     "none": plain,
     "flip": flipped,
     "crop-flip": cropped,

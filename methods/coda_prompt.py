@@ -170,7 +170,7 @@ class CodaPrompt(PromptMethod):
     choices: ClassVar = "component_weights"
     describes: ClassVar = {
         "component_weights": "mean |weight| of each component over blocks and the experience's test images",
-        "prompts_in_use": "effective number of components at test: exp of the entropy of their mean |weights|",
+        "prompts_in_use": "effective number of components at test: exp of the entropy of mean |weights|",
     }
 
     @classmethod

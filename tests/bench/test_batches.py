@@ -8,10 +8,10 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from bench.batches import (
-    CROP_AREA,
-    SMALL_CROP_AREA,
     AUGMENTATIONS,
+    CROP_AREA,
     CROP_ATTEMPTS,
+    SMALL_CROP_AREA,
     Pipeline,
     central,
     clean,

@@ -8,6 +8,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from bench import backbone
 from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import Benchmark, Source, data_roots
@@ -111,7 +113,11 @@ def _component(choice: Choice, resolved: Any, recipe: Mapping[str, Any]) -> Comp
 
 def _defaults(cls: type[Any]) -> dict[str, Any]:
     fields: Mapping[str, Any] = cls.__pydantic_fields__
-    return {name: field.get_default() for name, field in fields.items() if not field.is_required()}
+    return {
+        name: to_jsonable_python(field.get_default())
+        for name, field in fields.items()
+        if not field.is_required()
+    }
 
 
 def _completed(cell: Cell, places: Places) -> Cell:

@@ -10,7 +10,8 @@ from torch import nn
 
 from methods.errors import UsageError
 from methods.lora import LoraPlug, LowRank
-from methods.vit import Plug, SeamAttention, embed, open_seams
+from methods.vit import InputTokens, Plug, Prefix, SeamAttention, check_blocks, embed, open_seams
+from tests.methods import by_hand
 
 TIMM_VITS = {
     "plain": {"model_name": "vit_tiny_patch16_224", "img_size": 32, "depth": 2},
@@ -89,56 +90,83 @@ def test_low_rank_maps_start_at_zero_and_have_rank_times_two_widths_parameters()
     assert sum(p.numel() for p in low_rank.parameters()) == 2 * 32 * 4
 
 
-class Prefix(Plug):
-    """Prefixes (B, H, L, Dh) in front of k and v."""
-
-    def __init__(self, k: torch.Tensor, v: torch.Tensor) -> None:
-        super().__init__()
-        self.k, self.v = k, v
-
-    def attend(self, x, q, k, v):
-        return q, torch.cat([self.k, k], 2), torch.cat([self.v, v], 2)
+def prefix_of(k: torch.Tensor, v: torch.Tensor) -> Prefix:
+    prefix = Prefix()
+    prefix.given = k, v
+    return prefix
 
 
 @pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("heads", [1, 4])
-def test_prefixes_are_attended_to_and_leave_the_token_count(length, heads):
+@pytest.mark.parametrize(("width", "heads"), [(32, 1), (32, 4), (48, 3)])
+@pytest.mark.parametrize("shared", [False, True], ids=["of each image", "of all images"])
+def test_prefixes_are_attended_to_and_leave_the_token_count(length, width, heads, shared):
     torch.manual_seed(0)
-    width, tokens = 32, 9
     attention = open_seams_of(Attention(width, heads, qkv_bias=True))
-    k = torch.randn(2, heads, length, width // heads)
-    v = torch.randn(2, heads, length, width // heads)
-    attention.plug = Prefix(k, v)
-    x = torch.randn(2, tokens, width)
-    assert attention(x).shape == (2, tokens, width)
-    torch.testing.assert_close(attention(x).double(), by_hand(attention, x, k, v), atol=1e-5, rtol=1e-5)
+    k, v = torch.randn(2, 2, length, width)
+    if shared:
+        attention.plug = prefix_of(k[:1], v[:1])
+        k, v = k[:1].expand_as(k), v[:1].expand_as(v)
+    else:
+        attention.plug = prefix_of(k, v)
+    x = torch.randn(2, 9, width)
+    assert attention(x).shape == x.shape
+    expected = by_hand.attention(attention, x, (k, v))
+    torch.testing.assert_close(attention(x).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prefix_bypasses_the_projections_of_keys_and_values():
+    """With W_k = W_v = 0 and no bias, the block's own keys all score 0 and its own values are 0."""
+    attention = open_seams_of(Attention(4, 1, qkv_bias=False))
+    nn.init.zeros_(attention.qkv.weight)
+    nn.init.eye_(attention.proj.weight)
+    nn.init.zeros_(attention.proj.bias)
+    value = torch.tensor([[[1.0, -2.0, 3.0, 0.5]]])
+    attention.plug = prefix_of(torch.zeros(1, 1, 4), value)
+    torch.testing.assert_close(attention(torch.randn(1, 3, 4)), (value / 4).expand(1, 3, 4))
+
+
+def test_an_empty_prefix_goes_to_timms_own_code(vit, monkeypatch):
+    attention = open_seams(vit())[0]
+    attention.plug = Prefix()
+    monkeypatch.setattr(Attention, "forward", lambda self, x: "timm's")
+    assert attention(torch.randn(1, 17, 32)) == "timm's"
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_input_tokens_join_every_block_and_the_classifier_reads_their_mean(vit, pool):
+    model, x = vit(global_pool=pool, class_token=pool == "token"), torch.randn(3, 3, 16, 16)
+    before = model(x)
+    tokens = InputTokens(model)
+    assert torch.equal(model(x), before)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, inputs, out: seen.append(out))
+    tokens.given = torch.randn(3, 5, 32)
+    logits = model(x)
+    assert [out.shape[1] for out in seen] == [
+        before_tokens + 5 for before_tokens in [17 if pool == "token" else 16] * 2
+    ]
+    read = model.fc_norm(model.norm(seen[-1])[:, -5:].mean(1))
+    torch.testing.assert_close(logits, model.head(read))
+    tokens.given = None
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "legal"), [((0, 1), True), ((), True), ((2,), False), ((-1,), False), ((1, 1), False)]
+)
+def test_blocks_that_are_not_there_are_refused(vit, blocks, legal):
+    if legal:
+        check_blocks("m.blocks", blocks, vit())
+        return
+    with pytest.raises(UsageError, match=r"m\.blocks is .*legal: distinct numbers from 0 to 1"):
+        check_blocks("m.blocks", blocks, vit())
 
 
 def open_seams_of(attention: Attention) -> SeamAttention:
     attention.__class__ = SeamAttention
     attention.plug = None
     return attention
-
-
-def by_hand(
-    attention: SeamAttention, x: torch.Tensor, prefix_k: torch.Tensor, prefix_v: torch.Tensor
-) -> torch.Tensor:
-    """Softmax attention with prefixes, head by head, in float64."""
-    weight, bias = attention.qkv.weight.double(), attention.qkv.bias.double()
-    width = x.shape[-1]
-    dim = width // attention.num_heads
-    samples = []
-    for i, tokens in enumerate(x.double()):
-        outputs = []
-        for head in range(attention.num_heads):
-            rows = [slice(part * width + head * dim, part * width + (head + 1) * dim) for part in range(3)]
-            q, k, v = (tokens @ weight[row].T + bias[row] for row in rows)
-            k = torch.cat([prefix_k[i, head].double(), k])
-            v = torch.cat([prefix_v[i, head].double(), v])
-            outputs.append(torch.softmax(q @ k.T / dim**0.5, dim=-1) @ v)
-        joined = torch.cat(outputs, dim=-1)
-        samples.append(joined @ attention.proj.weight.double().T + attention.proj.bias.double())
-    return torch.stack(samples)
 
 
 class Recorder(Plug):

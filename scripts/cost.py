@@ -8,7 +8,8 @@ Weights and images are random; only time and size are measured. Each method lear
 ten classes through the harness. Measured are `name@t`, the model as it is deployed after t experiences,
 and a training step in the midst of experience t: the harness's own, with every callback. All models of a
 table are timed once a round, in turns, and a ratio is formed within a round. The row "again" is a second
-plain ViT: what it shows beside 1 is noise.
+plain ViT: what it shows beside 1 is noise. The operations of an inference are the floor for its time where
+arithmetic takes all of it: two passes make 2, tokens added to the sequence make it longer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import torch.nn.functional as F
 from avalanche.training.plugins import SupervisedPlugin
 from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.backbone import MICRO_NAME, RANDOM, Backbone, build
 from bench.rng import seed_everything
@@ -138,11 +141,12 @@ def vit(setting: Setting) -> Any:
     return build(Backbone(tag, None, RANDOM, MEAN, STD), setting.image_size)
 
 
-def fresh(choice: Choice) -> Any:
+def fresh(choice: Choice, setting: Setting) -> Any:
     """The method, plugged into nothing yet.
 
     Raises:
-        UsageError: for an unknown method or option, or a method that does not learn as it goes.
+        UsageError: for an unknown method or option, one that does not suit so many experiences, or a method
+            that does not learn as it goes.
     """
     cls = METHODS[choice.name].load()
     if cls.waits_for_all:
@@ -150,16 +154,18 @@ def fresh(choice: Choice) -> Any:
             f"method '{choice.name}' trains once, at the last experience, so there is no cost a task "
             "to compare; leave it out of --methods"
         )
-    return cls(**choice.options)
+    method = cls(**choice.options)
+    method.check(method.hyper, setting.tasks)
+    return method
 
 
 def learn(choice: Choice, setting: Setting) -> list[Stage]:
     """The method after its first experience and after its last."""
-    method, marks = fresh(choice), Marks()
+    method, marks = fresh(choice, setting), Marks()
     strategy = around(method, marks, setting)
     x, y = random_images(CLASSES * setting.tasks, setting.images_per_class, setting.image_size)
     stream = experiences(x.numpy(), y.numpy(), (CLASSES,) * setting.tasks)
-    around(fresh(choice), Marks(), setting).train(stream[0])  # warms up: the first run is slower
+    around(fresh(choice, setting), Marks(), setting).train(stream[0])  # warms up: the first run is slower
     stages = []
     for t, experience in enumerate(stream, 1):
         kept = t in (1, setting.tasks)
@@ -238,6 +244,16 @@ def an_image(times: Rounds, batch: int) -> Rounds:
     return {name: [t / batch for t in column] for name, column in times.items()}
 
 
+def operations(model: Any, setting: Setting) -> int:
+    """Floating-point operations of matrix products and convolutions in the prediction of one image.
+
+    Attention is computed step by step meanwhile, because the counter does not look into fused kernels.
+    """
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.eval()(inputs(1, setting))
+    return counter.get_total_flops()
+
+
 def inputs(batch: int, setting: Setting) -> Tensor:
     """Random images (batch, 3, S, S), as normalised ones would be."""
     return torch.randn(batch, 3, setting.image_size, setting.image_size)
@@ -294,7 +310,7 @@ def step(strategy: Any, x: Tensor) -> Callable[[int], object]:
 def report(setting: Setting) -> Iterator[str]:
     """The parts of the output, each as soon as it is measured."""
     for choice in setting.methods:  # mistakes are answered before anything is learnt
-        fresh(choice).attach(vit(setting))
+        fresh(choice, setting).attach(vit(setting))
     size, threads = setting.image_size, torch.get_num_threads()
     yield (
         f"{setting.backbone}, random weights, {size} x {size} pixels, {setting.precision}, "
@@ -314,7 +330,9 @@ def report(setting: Setting) -> Iterator[str]:
     yield title + "\n" + times_table(steps(stages, setting), [PLAIN, AGAIN, HEAD_ONLY, *names])
     yield (
         f"the last of t experiences, {CLASSES * setting.images_per_class} images, {setting.epochs} epochs; "
-        "timed once; outside: the method's work before and after the epochs\n" + learning_table(stages)
+        "timed once; outside: the method's work before and after the epochs\n"
+        "operations: counted in one inference, as multiples of those of the plain forward\n"
+        + learning_table(stages, setting)
     )
 
 
@@ -330,8 +348,9 @@ def times_table(times: Rounds, names: Sequence[str]) -> str:
     return aligned([["", "ms an image", "x plain forward"], *rows])
 
 
-def learning_table(stages: Sequence[Stage]) -> str:
-    header = ["", "trained parameters", "numbers in its state", "seconds", "outside", "share"]
+def learning_table(stages: Sequence[Stage], setting: Setting) -> str:
+    header = ["", "trained parameters", "numbers in its state", "seconds", "outside", "share", "operations"]
+    of_plain = operations(plain(setting), setting)
     rows = [
         [
             s.name,
@@ -340,6 +359,7 @@ def learning_table(stages: Sequence[Stage]) -> str:
             number(s.total, 3),
             number(s.outside, 3),
             number(100 * s.outside / s.total, 1) + " %",
+            number(operations(s.model, setting) / of_plain, 2),
         ]
         for s in stages
     ]

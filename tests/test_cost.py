@@ -61,6 +61,20 @@ def test_trained_and_kept_numbers_are_counted(stages):
     ]
 
 
+def test_operations_are_those_of_products_of_matrices():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 7), torch.nn.ReLU())
+    assert cost.operations(model, setting()) == 2 * 3 * 8 * 8 * 7
+
+
+def test_operations_of_attention_are_counted_too():
+    """8 x 8 pixels, patches of 4: 5 tokens. Two products of queries, keys and values over all of them."""
+    model, tokens = cost.plain(setting()), 5
+    products = DEPTH * (2 * 2 * tokens**2 * WIDTH + 2 * tokens * 12 * WIDTH**2)
+    patches = 2 * (tokens - 1) * 3 * 4 * 4 * WIDTH
+    head = 2 * WIDTH * cost.CLASSES * 2
+    assert cost.operations(model, setting()) == products + patches + head
+
+
 def test_the_methods_own_work_is_a_part_of_the_experience(stages):
     for stage in stages.values():
         assert 0 < stage.outside < stage.total

@@ -1,4 +1,4 @@
-"""DualPrompt: an expert an experience, forced in training, matched at test; keys are not mixed with values."""
+"""DualPrompt: an expert an experience, forced in training, matched at test; keys are kept from values."""
 
 from __future__ import annotations
 

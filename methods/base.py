@@ -29,6 +29,10 @@ from methods.vit import open_seams
 
 MEMORY = "memory."
 
+#: A number, None where it is not defined, a list with a number for each block, or a table: a line for each
+#: experience whose test images were just evaluated, a column for each prompt or what else they were given.
+Finding = float | list[float] | list[list[float]] | None
+
 
 class Method(SupervisedPlugin):  # type: ignore[misc]
     """Base of all methods.
@@ -57,7 +61,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         #: Kept for later experiences and not needed for inference; part of the state.
         self.memory: dict[str, Tensor] = {}
         #: What a method found out in `end`; `diagnostics` tells it.
-        self.found: dict[str, float | list[float] | None] = {}
+        self.found: dict[str, Any] = {}
 
     # ---- what a method overrides -------------------------------------------------------------
 
@@ -104,11 +108,10 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         """The classifier that replaces the model's own."""
         return ClassHead(model.num_features, self.head_init)
 
-    def diagnostics(self) -> dict[str, float | list[float] | None]:
+    def diagnostics(self) -> Mapping[str, Finding]:
         """What users of the method ask about the experience just learnt, and evaluated, if it was.
 
-        A number, None where it is not defined, or a list with a number for each block; names and their
-        meanings are in `describes`.
+        Names and their meanings are in `describes`.
         """
         return self.found
 
@@ -154,6 +157,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         self.backbone_names = {n for n in model.state_dict() if not n.startswith("head.")}
         model.head = self.make_head(model)
         self.adapt(model)
+        model.train(model.training)  # new modules start in training mode, whatever the model's is
         self.model = model
 
     def _grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:

@@ -35,6 +35,9 @@ BAD = {
     "unknown option of a benchmark": (["--benchmarks", "digits:x=1"], "unknown option of digits 'x'"),
     "value of the wrong type": (["--methods", "finetune", "--set", "finetune.rank=big"], "got 'big'"),
     "value out of bounds": (["--methods", "finetune:rank=0"], "got 0"),
+    "more tasks than prompts": (["--methods", "dualprompt:pool_size=4"], "--set dualprompt.pool_size=5"),
+    "more tasks than components": (["--methods", "coda-prompt:pool_size=4"], "legal: at least 5"),
+    "more prompts than the pool has": (["--methods", "l2p:top_k=11"], "legal: at most l2p.pool_size"),
     "unknown protocol option": (["--set", "protocol.epoch=1"], "did you mean 'epochs'"),
     "more tasks than classes": (["--tasks", "11"], "11 tasks cannot be cut from 10 classes"),
     "tasks that are no number": (["--tasks", "ten"], "got 'ten'"),
@@ -311,6 +314,19 @@ def test_the_paper_protocol_differs_where_it_says(cli, tmp_path):
     expected = {"name": "paper", "normalisation": "unit", "augmentation": "crop-flip", "schedule": "coda"}
     assert {key: protocol[key] for key in expected} == expected
     assert protocol["head_init"] == "default"
+
+
+def test_prompts_chosen_by_batch_are_marked_in_record_and_report(cli, tmp_path):
+    _, out, _ = cli("run", "--methods", "l2p,l2p:selection=batch", *TINY)
+    records = [read(path) for path in (tmp_path / "results").rglob(RECORD_NAME)]
+    marked = {r.method: any("task identity leaks" in w for w in r.manifest.warnings) for r in records}
+    assert marked == {"l2p": False, "l2p:selection=batch": True}
+    cli("report")
+    report = (tmp_path / "results" / "report" / "report.md").read_text()
+    for text in (out, report):
+        flat = " ".join(text.split()).lower().replace("*", "")
+        assert "warning: prompts were chosen by batch" in flat
+        assert "task identity leaks into the predictions (l2p:selection=batch)" in flat
 
 
 def test_validation_never_opens_the_test_images(cli, tmp_path):

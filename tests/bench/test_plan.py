@@ -46,3 +46,32 @@ def test_imagenet_r_has_a_threshold_of_its_own_in_infloras_recipe():
     }
     found = [p.cell.method.options["lamb"] for p in plan(settings_from(given), skip_missing=True)]
     assert found == [0.98, 0.95]
+
+
+PROMPTS = ("l2p", "dualprompt", "coda-prompt")
+
+
+def test_options_that_are_lists_make_no_other_row_unless_they_are_set():
+    assert list(cells(*PROMPTS)) == list(PROMPTS)
+    (label,) = cells("coda-prompt:blocks=[0]")
+    assert label == "coda-prompt:blocks=[0]"
+
+
+def test_the_prompt_methods_run_by_their_papers_recipes():
+    rows = cells(*PROMPTS, protocol="paper", backbone=None, weights="random", image_size=32)
+    found = {
+        name: (c.protocol.backbone.partition(".")[2], c.protocol.batch_size, c.protocol.schedule)
+        for name, c in rows.items()
+    }
+    assert found == {
+        "l2p": ("orig_in21k", 128, "constant"),
+        "dualprompt": ("orig_in21k", 192, "constant"),
+        "coda-prompt": ("augreg_in21k_ft_in1k", 128, "coda"),
+    }
+    assert {c.protocol.normalisation for c in rows.values()} == {"unit"}
+    assert {name: c.protocol.augmentation for name, c in rows.items()} == {
+        "l2p": "small-crop-flip",
+        "dualprompt": "small-crop-flip",
+        "coda-prompt": "crop-flip",
+    }
+    assert rows["dualprompt"].method.options["lr"] == pytest.approx(0.0225)

@@ -385,3 +385,18 @@ def test_learning_is_the_same_whether_or_not_it_is_evaluated_in_between(name):
         run.strategy = learner(run.model, run.method, epochs=1)
         run.learn(1)
     assert all(torch.equal(runs[0].after[-1][key], runs[1].after[-1][key]) for key in runs[0].after[-1])
+
+
+@every
+def test_prompts_are_chosen_in_full_precision(name, monkeypatch):
+    """Eight bits do not tell the nearest of keys that are alike."""
+    model, method = randomised(name)
+    mixed: list[bool] = []
+    made = method.prompter.prompt
+    monkeypatch.setattr(
+        method.prompter, "prompt", lambda q: (mixed.append(torch.is_autocast_enabled("cpu")), made(q))
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(images())
+    assert mixed == [False]
+    assert method.prompter.query.dtype == torch.float32

@@ -117,8 +117,8 @@ class L2P(PromptMethod):
         if hyper.selection == "sample":
             return ()
         return (
-            "prompts were chosen by batch (selection=batch): images tested together share them, and they "
-            "come from few tasks, so the task identity leaks into the predictions",
+            "prompts were chosen by batch (selection=batch): a prediction depends on which images are tested "
+            "together, and where those come from few tasks the task identity leaks into it",
         )
 
     @classmethod

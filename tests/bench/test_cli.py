@@ -326,7 +326,7 @@ def test_prompts_chosen_by_batch_are_marked_in_record_and_report(cli, tmp_path):
     for text in (out, report):
         flat = " ".join(text.split()).lower().replace("*", "")
         assert "warning: prompts were chosen by batch" in flat
-        assert "task identity leaks into the predictions (l2p:selection=batch)" in flat
+        assert "task identity leaks into it (l2p:selection=batch)" in flat
 
 
 def test_validation_never_opens_the_test_images(cli, tmp_path):

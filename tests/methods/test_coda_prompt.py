@@ -31,6 +31,12 @@ def test_weights_are_of_either_sign_at_most_one_and_not_a_distribution():
     assert (weights.sum(2) - 1).abs().max() > 0.1
 
 
+def test_a_weight_of_either_sign_counts_by_its_size():
+    _, method = randomised("coda-prompt")
+    method.prompter.weights = torch.tensor([[[0.5, -0.5]], [[0.1, -0.3]]])
+    torch.testing.assert_close(method.prompter.chosen(), torch.tensor([[0.3, 0.4]]))
+
+
 def test_gradients_of_the_weights_are_those_of_the_formula():
     query = torch.randn(4, 8, dtype=torch.float64)
     shapes = [torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]

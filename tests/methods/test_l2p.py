@@ -19,8 +19,10 @@ def test_images_are_given_the_prompts_of_the_nearest_keys():
     model(images())
     pool = method.prompter
     similar = cosine(pool.query, pool.keys)
-    for line, selected in zip(similar, pool.selected, strict=True):
-        assert set(selected.tolist()) == set(line.argsort(descending=True)[:3].tolist())
+    for line, selected, chosen in zip(similar, pool.selected, pool.chosen(), strict=True):
+        nearest = set(line.argsort(descending=True)[:3].tolist())
+        assert set(selected.tolist()) == nearest
+        assert chosen.tolist() == [float(m in nearest) for m in range(10)]
     assert len(pool.selected.unique(dim=0)) > 1
 
 

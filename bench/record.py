@@ -2,6 +2,8 @@
 
 Times are in seconds, memory in bytes, accuracies are fractions; null means "not measured" or "not
 defined". A record that says "done" carries consistent numbers, and no other record carries any result.
+What is written is of schema 3; schema 1, which has no diagnostics, and schema 2, which has no tables in
+them, are read as well.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from datetime import datetime, timedelta
 from itertools import chain
 from math import isclose
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeGuard
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -28,12 +33,8 @@ from pydantic import (
 from bench.metrics import accuracy_matrix, compute_all
 from methods.errors import UsageError
 
-#: What is written. Schema 1, without diagnostics, is read as well.
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 RECORD_NAME = "record.json"
-
-#: A number, a number for each block of the ViT, or null where it is not defined.
-DiagnosticValue = float | Annotated[list[float], Field(min_length=1)] | None
 
 Status = Literal["done", "failed", "oom", "diverged", "interrupted", "skipped"]
 
@@ -110,8 +111,56 @@ class Cost(_Frozen):
         return {name: values for name, values in lists.items() if values is not None}
 
 
+def _form(value: Any) -> str:
+    """Which member of `DiagnosticValue` is meant; told by the outside, so that a complaint is on one only."""
+    if not isinstance(value, list | tuple):
+        return "number"
+    return "table" if value and isinstance(value[0], list | tuple) else "list"
+
+
+def _rectangular(table: list[list[float]]) -> list[list[float]]:
+    lengths = sorted({len(line) for line in table})
+    if len(lengths) > 1:
+        raise ValueError(f"the lines of the table have different lengths: {', '.join(map(str, lengths))}")
+    return table
+
+
+_Numbers = Annotated[list[float], Field(min_length=1)]
+_Table = Annotated[list[_Numbers], Field(min_length=1), AfterValidator(_rectangular)]
+
+#: A number, a list with a number for each block of the ViT, a table, or null where it is not defined. A table
+#: has a line for each experience whose test images were just evaluated, and a column for each of the things
+#: that the method has for them, such as prompts; lines and columns may become more with each experience.
+DiagnosticValue = (
+    Annotated[
+        Annotated[float, Tag("number")] | Annotated[_Numbers, Tag("list")] | Annotated[_Table, Tag("table")],
+        Discriminator(_form),
+    ]
+    | None
+)
+
+
+def is_list(value: DiagnosticValue) -> TypeGuard[list[float]]:
+    """Whether it has a number for each block."""
+    return _form(value) == "list"
+
+
+def is_table(value: DiagnosticValue) -> TypeGuard[list[list[float]]]:
+    """Whether it is a table."""
+    return _form(value) == "table"
+
+
+def kind(value: DiagnosticValue) -> str:
+    """What the entries of a diagnostic have in common: "a number", "a list of 12", "a table"."""
+    return f"a list of {len(value)}" if is_list(value) else f"a {_form(value)}"
+
+
 class Diagnostic(_Frozen):
-    """What a method tells of itself: a sentence on what it means, and an entry per experience."""
+    """What a method tells of itself: a sentence on what it means, and an entry per experience.
+
+    All entries that are not null are numbers, or lists of one length, or tables. The table of the first
+    experience has one line, that of the second at most two, and so on.
+    """
 
     meaning: str = Field(min_length=1)
     values: list[DiagnosticValue]
@@ -119,14 +168,21 @@ class Diagnostic(_Frozen):
     @field_validator("values")
     @classmethod
     def _of_one_kind(cls, values: list[DiagnosticValue]) -> list[DiagnosticValue]:
-        kinds = {_kind(value) for value in values if value is not None}
+        kinds = {kind(value) for value in values if value is not None}
         if len(kinds) > 1:
             raise ValueError(f"the entries are of several kinds: {', '.join(sorted(kinds))}")
         return values
 
-
-def _kind(value: float | list[float]) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else "a number"
+    @field_validator("values")
+    @classmethod
+    def _of_tested_experiences(cls, values: list[DiagnosticValue]) -> list[DiagnosticValue]:
+        for learnt, value in enumerate(values, start=1):
+            if is_table(value) and len(value) > learnt:
+                raise ValueError(
+                    f"the table after experience {learnt} has {len(value)} lines, one for each experience "
+                    f"tested; legal: at most {learnt}"
+                )
+        return values
 
 
 class Manifest(_Frozen):
@@ -168,7 +224,7 @@ class Record(_Frozen):
 
     model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
 
-    schema_version: Literal[1, 2] = Field(alias="schema")
+    schema_version: Literal[1, 2, 3] = Field(alias="schema")
     status: Status
     reason: str | None = None
     method: str = Field(min_length=1)
@@ -227,9 +283,16 @@ class Record(_Frozen):
         return self
 
     @model_validator(mode="after")
-    def _diagnostics_have_an_entry_per_experience(self) -> Record:
+    def _diagnostics_are_of_the_schema(self) -> Record:
         if self.schema_version == 1 and self.diagnostics is not None:
             raise ValueError("schema 1 has no diagnostics")
+        for name, found in (self.diagnostics or {}).items():
+            if self.schema_version == 2 and any(map(is_table, found.values)):
+                raise ValueError(f"diagnostics: {name} has a table, and schema 2 has none")
+        return self
+
+    @model_validator(mode="after")
+    def _diagnostics_have_an_entry_per_experience(self) -> Record:
         for name, found in (self.diagnostics or {}).items():
             if len(found.values) != self.tasks:
                 raise ValueError(
@@ -330,8 +393,8 @@ def read(path: Path) -> Record:
     """
     content = _content(path)
     found = content.get("schema")
-    if found not in (1, SCHEMA):
-        _refuse(path, f"has schema {found!r}, and this version reads schemas 1 and {SCHEMA}")
+    if found not in range(1, SCHEMA + 1):
+        _refuse(path, f"has schema {found!r}, and this version reads schemas 1 to {SCHEMA}")
     try:
         return Record.model_validate(content)
     except ValidationError as error:

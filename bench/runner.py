@@ -274,7 +274,8 @@ def _diagnostic(name: str, outcome: Outcome) -> record.Diagnostic:
     except ValidationError as error:
         raise UsageError(
             f"diagnostics() of the method returns '{name}' in a form that cannot be recorded "
-            f"({record.complaint(error)}); return a finite number, or a list with one for each block, or None"
+            f"({record.complaint(error)}); return a finite number, a list with one for each block, a table "
+            "with a line for each experience tested, or None"
         ) from None
 
 

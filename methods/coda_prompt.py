@@ -38,7 +38,7 @@ class CodaPromptHyper(Hyper):
     """Hyper-parameters of CODA-Prompt."""
 
     lr: float = hyper(
-        1e-3,
+        3e-3,
         "learning rate of Adam",
         source="chosen on validation, docs/prompts.md; 0.001 in the official code: --protocol paper",
         gt=0,

@@ -40,7 +40,7 @@ class DualPromptHyper(Hyper):
     """Hyper-parameters of DualPrompt."""
 
     lr: float = hyper(
-        1e-3,
+        3e-2,
         "learning rate of Adam",
         source="chosen on validation, docs/prompts.md; the official code: 0.03 batch / 256, under paper",
         gt=0,

@@ -37,7 +37,7 @@ class L2PHyper(Hyper):
     """Hyper-parameters of L2P."""
 
     lr: float = hyper(
-        1e-3,
+        3e-3,
         "learning rate of Adam",
         source="chosen on validation, docs/prompts.md; the official code: 0.03 batch / 256, under paper",
         gt=0,

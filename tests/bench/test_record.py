@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench.metrics import accuracy_matrix, compute_all
-from bench.record import RECORD_NAME, SCHEMA, Record, RecordError, read, read_all, to_json, write
+from bench.record import RECORD_NAME, SCHEMA, Record, RecordError, kind, read, read_all, to_json, write
 from methods.errors import UsageError
 
 CORRECT: list[list[int | None]] = [[9, None], [6, 10]]
@@ -48,6 +48,7 @@ COST = {
 DIAGNOSTICS: dict[str, Any] = {
     "gate_own": {"meaning": "Mean opening of the own gate.", "values": [None, [0.9, 0.8, 1.0]]},
     "task_confidence": {"meaning": "Mean confidence.", "values": [1.0, 0.5]},
+    "prompt_choices": {"meaning": "Share of images.", "values": [[[1.0]], [[0.75, 0.25], [0.0, 1.0]]]},
 }
 
 
@@ -155,6 +156,36 @@ def test_records_of_schema_1_are_read_and_have_no_diagnostics(tmp_path: Path) ->
         read(path)
 
 
+def test_records_of_schema_2_are_read_and_have_no_tables(tmp_path: Path) -> None:
+    flat = {name: DIAGNOSTICS[name] for name in ("gate_own", "task_confidence")}
+    path = tmp_path / RECORD_NAME
+    path.write_text(json.dumps(content(schema=2, diagnostics=flat)))
+    assert read(path).model_dump()["diagnostics"] == flat
+    path.write_text(json.dumps(content(schema=2)))
+    with pytest.raises(RecordError, match="prompt_choices has a table, and schema 2 has none"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant", "kinds"),
+    [
+        ("[0, 1]", "[0.0, 1.0]", {"a number"}),
+        ("[null, [1, 0, 2]]", "[null, [1.0, 0.0, 2.0]]", {"a list of 3"}),
+        ("[[1], [0.5]]", "[[1.0], [0.5]]", {"a list of 1"}),
+        ("[null, [[1, 0]]]", "[null, [[1.0, 0.0]]]", {"a table"}),
+        ("[[[1]], [[1, 0], [0, 1]]]", "[[[1.0]], [[1.0, 0.0], [0.0, 1.0]]]", {"a table"}),
+    ],
+)
+def test_whole_numbers_in_json_are_numbers_of_every_kind(
+    written: str, meant: str, kinds: set[str], tmp_path: Path
+) -> None:
+    path = tmp_path / RECORD_NAME
+    path.write_text(json.dumps(content(**telling(*json.loads(written)))))
+    found = (read(path).diagnostics or {})["gate_own"].values
+    assert json.dumps(found) == meant
+    assert {kind(value) for value in found if value is not None} == kinds
+
+
 def test_the_joint_reference_evaluates_the_last_row_only() -> None:
     correct = [[None, None], [9, 10]]
     record = Record.model_validate(
@@ -208,7 +239,25 @@ WRONG = {
     "an infinite diagnostic": (telling(1.0, float("inf")), "finite"),
     "nan in a block": (telling(None, [1.0, float("nan")]), "finite"),
     "a diagnostic in words": (telling("high", "low"), "valid number"),
-    "blocks of blocks": (telling([[1.0]], None), "valid number"),
+    "a number for a line": (
+        telling(None, [[1.0], 1.0]),
+        r"values\.1\.table\.1\s+Input should be a valid list",
+    ),
+    "a line for a number": (
+        telling(None, [1.0, [1.0]]),
+        r"values\.1\.list\.1\s+Input should be a valid number",
+    ),
+    "tables of tables": (telling([[[1.0]]], None), "valid number"),
+    "a table without columns": (telling(None, [[], []]), "at least 1 item"),
+    "nan in a table": (telling(None, [[1.0], [float("nan")]]), "finite"),
+    "a ragged table": (telling(None, [[1.0, 0.0], [1.0]]), "lines of the table have different lengths: 1, 2"),
+    "a table and a list": (telling([[1.0]], [1.0]), "several kinds: a list of 1, a table"),
+    "a table and a number": (telling([[1.0]], 1.0), "several kinds: a number, a table"),
+    "a line for what is to come": (
+        telling([[1.0], [1.0]], None),
+        "after experience 1 has 2 lines.*at most 1",
+    ),
+    "a line too many": (telling(None, [[1.0]] * 3), "after experience 2 has 3 lines.*at most 2"),
     "a diagnostic unexplained": ({"diagnostics": {"gate_own": {"values": [1.0, 1.0]}}}, "meaning"),
     "an empty meaning": ({"diagnostics": {"x": {"meaning": "", "values": [1.0, 1.0]}}}, "meaning"),
     "local time": ({"manifest": MANIFEST | {"started": "2025-01-31T12:00:00+01:00"}}, "UTC"),
@@ -232,7 +281,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not whole JSON"),
     "another schema": (
         json.dumps(content(schema=99)).encode(),
-        "schema 99, and this version reads schemas 1 and 2",
+        "schema 99, and this version reads schemas 1 to 3",
     ),
     "no schema": (b"{}", "schema None"),
     "not an object": (b"[1, 2]", "holds a list"),

@@ -14,7 +14,11 @@ from bench.runner import Outcome
 from methods.joint import Joint
 from methods.ncm import Ncm
 
-MEANINGS = {"evaluations": "How often it was evaluated so far.", "per_block": "A number for each block."}
+MEANINGS = {
+    "evaluations": "How often it was evaluated so far.",
+    "per_block": "A number for each block.",
+    "choices": "Share of an experience's images that were given each prompt.",
+}
 
 
 @pytest.fixture
@@ -81,6 +85,12 @@ def test_what_an_experience_lacks_is_null(record_after: Any) -> None:
     assert found["per_block"].values == [None, [0.5], None]
 
 
+def test_a_table_grows_with_the_experiences(record_after: Any) -> None:
+    last = [[0.75, 0.25], [0.0, 1.0], [0.5, 0.5]]
+    found = record_after({"choices": [[1.0]]}, {}, {"choices": last}).diagnostics
+    assert found == {"choices": Diagnostic(meaning=MEANINGS["choices"], values=[[[1.0]], None, last])}
+
+
 def test_nothing_to_tell_is_null(record_after: Any) -> None:
     record = record_after({}, {}, {})
     assert record.done
@@ -91,6 +101,11 @@ NAN = float("nan")
 WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
     "nan": ([{"per_block": [1.0, NAN]}, {}, {}], "returns 'per_block' in a form that cannot"),
     "two kinds": ([{}, {"per_block": 1.0}, {"per_block": [1.0]}], "several kinds: a list of 1, a number"),
+    "ragged": (
+        [{}, {"choices": [[1.0], [0.5, 0.5]]}, {}],
+        "different lengths: 1, 2); return a finite number, a list with one for each block, a table with",
+    ),
+    "not tested yet": ([{"choices": [[1.0], [1.0]]}, {}, {}], "legal: at most 1"),
     "unexplained": ([{}, {}, {"fwt": 1.0}], "returns 'fwt', which its `describes` does not explain"),
 }
 

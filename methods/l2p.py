@@ -1,7 +1,7 @@
 """L2P: a pool of prompts at the input, chosen for each image by its query (arXiv 2112.08654, CVPR 2022).
 
 An image gets the prompts whose keys are nearest to its query (equation 3), as tokens of the sequence, and
-is classified by the mean of their outputs (section 4.1). The keys learn by being pulled towards the queries
+is classified by the mean of their outputs (section 4.3). The keys learn by being pulled towards the queries
 that chose them (equation 5). Prompts, keys and pool are shared by all experiences; nothing protects them.
 
 As the official code has it (google-research/l2p): the tokens have no position embedding, and the loss
@@ -25,7 +25,7 @@ from methods.prompts import Prompter, PromptMethod, clip, cosine, uniform
 from methods.registry import register
 from methods.vit import InputTokens
 
-PAPER = "L2P, appendix"
+PAPER = "the L2P paper"
 CODE = "the official code, configs/cifar100_l2p.py"
 
 #: The official code's batch: eight devices with 16 images each. Its rate is 0.03 at a batch of 256.

@@ -1,4 +1,4 @@
-"""The figures of a group: accuracy along the stream, the accuracy matrices, diagnostics by block.
+"""The figures of a group: accuracy along the stream, accuracy matrices, diagnostics by block and as tables.
 
 All are readable at half width and in grey: every method has a marker of its own and is named at the
 end of its line, and the colour map of the heat maps rises evenly in lightness.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import incremental_accuracies
+from bench.record import is_list, is_table
 from reports import diagnostics
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
@@ -43,6 +44,7 @@ LABEL_LENGTH = 26
 MOST_PRINTED_TASKS = 10
 #: Panels side by side.
 MOST_PANELS = 4
+MOST_TABLES = 2
 FORMATS = ("svg", "png")
 
 _SETTINGS: dict[Any, Any] = {
@@ -106,6 +108,14 @@ def write_diagnostics(group: Group, folder: Path) -> list[Path]:
     if not panels:
         return []
     return _saved(lambda: _diagnostics(panels), folder / f"{group.stem}-diagnostics")
+
+
+def write_choices(group: Group, folder: Path) -> list[Path]:
+    """One heat map, task by prompt, per method and diagnostic: its last table; empty without any."""
+    panels = _last_tables(group)
+    if not panels:
+        return []
+    return _saved(lambda: _choices(panels), folder / f"{group.stem}-choices")
 
 
 def _drawable(group: Group) -> list[Row]:
@@ -315,11 +325,11 @@ def _draw_matrix(
     image = _heat_map(axes, matrix, low, high)
     axes.set_title(title, fontsize=10, loc="left")
     if len(matrix) <= MOST_PRINTED_TASKS:
-        _print_values(axes, matrix, (low + high) / 2)
+        _print_values(axes, matrix, (low + high) / 2, lambda value: f"{value:.0f}")
     return image
 
 
-def _heat_map(axes: Axes, matrix: list[list[float | None]], low: float, high: float) -> AxesImage:
+def _heat_map(axes: Axes, matrix: Sequence[Sequence[float | None]], low: float, high: float) -> AxesImage:
     """Lines downwards, columns to the right, both numbered from 1; None stays blank."""
     import numpy as np
 
@@ -338,77 +348,137 @@ def _ticks(count: int) -> range:
     return range((count - 1) % step, count, step)
 
 
-def _print_values(axes: Axes, matrix: list[list[float | None]], middle: float) -> None:
-    size = 11 if len(matrix) <= 5 else 9
+def _print_values(
+    axes: Axes, matrix: Sequence[Sequence[float | None]], middle: float, text: Callable[[float], str]
+) -> None:
+    size = 11 if max(len(matrix), len(matrix[0])) <= 5 else 9
     for i, line in enumerate(matrix):
         for j, value in enumerate(line):
             if value is not None:
                 colour = INK if value > middle else "white"
-                axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=size)
+                axes.text(j, i, text(value), ha="center", va="center", color=colour, fontsize=size)
 
 
-# ---- diagnostics by block ----------------------------------------------------------------------
+# ---- diagnostics: panels of heat maps ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """One diagnostic of one method: a line per block, a column per experience."""
+    """One diagnostic of one method, as the lines of a heat map."""
 
     method: str
     name: str
-    values: list[list[float | None]]
+    values: Sequence[Sequence[float | None]]
 
 
-def _panels(group: Group) -> list[_Panel]:
-    """By diagnostic: what shares a scale stands side by side."""
-    series = [
-        (row.method, name, diagnostics.means(row, name))
-        for name in diagnostics.names(group)
-        for row in group.rows
-    ]
-    return [
-        _Panel(method, diagnostics.title(name), by_block(entries))
-        for method, name, entries in series
-        if any(isinstance(entry, list) for entry in entries)
-    ]
+def _told(group: Group) -> Iterator[tuple[str, str, list[DiagnosticValue]]]:
+    """(method, title, entries), by diagnostic: what shares a scale stands side by side."""
+    for name in diagnostics.names(group):
+        for row in group.rows:
+            yield row.method, diagnostics.title(name), diagnostics.means(row, name)
 
 
-def by_block(entries: Sequence[DiagnosticValue]) -> list[list[float | None]]:
-    """Blocks x experiences, from an entry per experience; None where there is no entry."""
-    blocks = next(len(entry) for entry in entries if isinstance(entry, list))
-    columns = [entry if isinstance(entry, list) else [None] * blocks for entry in entries]
-    return [list(line) for line in zip(*columns, strict=True)]
-
-
-def _diagnostics(panels: Sequence[_Panel]) -> Figure:
+def _grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure and its places for so many panels of this size in inches, `columns` side by side."""
     from matplotlib.figure import Figure
 
-    columns = min(len(panels), MOST_PANELS)
-    lines = ceil(len(panels) / columns)
-    width = (WIDTH - 0.3) / max(columns, 3)
-    figure = Figure(figsize=(width * columns + 0.3, 2.6 * lines + 0.3), layout="constrained")
+    lines = ceil(panels / columns)
+    figure = Figure(figsize=(width * columns + 0.3, height * lines + 0.3), layout="constrained")
     places = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axes, panel in zip(places, panels, strict=False):
-        _draw_panel(axes, panel, _range_of(p for p in panels if p.name == panel.name), width)
-    for axes in places[len(panels) :]:
+    for axes in places[panels:]:
         axes.set_visible(False)
-    return figure
+    return figure, places[:panels]
 
 
-def _range_of(panels: Iterable[_Panel]) -> tuple[float, float]:
-    """What a diagnostic spans over all methods, so that its panels share one scale."""
-    values = [v for panel in panels for line in panel.values for v in line if v is not None]
-    low, high = min(values), max(values)
-    return (low - 0.5, high + 0.5) if isclose(low, high, rel_tol=1e-6) else (low, high)
-
-
-def _draw_panel(axes: Axes, panel: _Panel, limits: tuple[float, float], width: float) -> None:
+def _draw_panel(
+    axes: Axes, panel: _Panel, limits: tuple[float, float], width: float, across: str, down: str
+) -> None:
+    """A heat map with the names of what goes across and down, its title, and the bar of its colours."""
     image = _heat_map(axes, panel.values, *limits)
     axes.set_aspect("auto")
-    axes.set_xlabel("after learning task", fontsize=8)
-    axes.set_ylabel("block", fontsize=8)
+    axes.set_xlabel(across, fontsize=8)
+    axes.set_ylabel(down, fontsize=8)
     most = int(width / CHARACTER_WIDTH)
     axes.set_title(f"{_short(panel.method, most)}:\n{_short(panel.name, most)}", fontsize=9, loc="left")
     bar = axes.figure.colorbar(image, ax=axes, location="bottom", aspect=15)
     bar.set_label(_short(panel.name, most), fontsize=8)
     bar.ax.tick_params(labelsize=8)
+
+
+def _values(panels: Iterable[_Panel]) -> list[float]:
+    return [value for panel in panels for line in panel.values for value in line if value is not None]
+
+
+# ---- diagnostics by block ----------------------------------------------------------------------
+
+
+def _panels(group: Group) -> list[_Panel]:
+    return [
+        _Panel(method, title, by_block(entries))
+        for method, title, entries in _told(group)
+        if any(map(is_list, entries))
+    ]
+
+
+def by_block(entries: Sequence[DiagnosticValue]) -> list[list[float | None]]:
+    """Blocks x experiences, from an entry per experience; None where there is no entry."""
+    blocks = next(len(entry) for entry in entries if is_list(entry))
+    columns = [entry if is_list(entry) else [None] * blocks for entry in entries]
+    return [list(line) for line in zip(*columns, strict=True)]
+
+
+def _diagnostics(panels: Sequence[_Panel]) -> Figure:
+    columns = min(len(panels), MOST_PANELS)
+    width = (WIDTH - 0.3) / max(columns, 3)
+    figure, places = _grid(len(panels), columns, width, height=2.6)
+    for axes, panel in zip(places, panels, strict=True):
+        limits = _range_of(p for p in panels if p.name == panel.name)
+        _draw_panel(axes, panel, limits, width, "after learning task", "block")
+    return figure
+
+
+def _range_of(panels: Iterable[_Panel]) -> tuple[float, float]:
+    """What a diagnostic spans over all methods, so that its panels share one scale."""
+    values = _values(panels)
+    low, high = min(values), max(values)
+    return (low - 0.5, high + 0.5) if isclose(low, high, rel_tol=1e-6) else (low, high)
+
+
+# ---- diagnostics as tables ---------------------------------------------------------------------
+
+
+def _last_tables(group: Group) -> list[_Panel]:
+    found = [
+        (method, title, [entry for entry in entries if is_table(entry)])
+        for method, title, entries in _told(group)
+    ]
+    return [_Panel(method, title, tables[-1]) for method, title, tables in found if tables]
+
+
+def _choices(panels: Sequence[_Panel]) -> Figure:
+    columns = min(len(panels), MOST_TABLES)
+    width = (WIDTH - 0.3) / MOST_TABLES
+    figure, places = _grid(len(panels), columns, width, height=3.0)
+    for axes, panel in zip(places, panels, strict=True):
+        limits = _range_from_zero(p for p in panels if p.name == panel.name)
+        _draw_panel(axes, panel, limits, width, "prompt or component", "task of the test images")
+        if max(len(panel.values), len(panel.values[0])) <= MOST_PRINTED_TASKS:
+            _print_values(axes, panel.values, sum(limits) / 2, hundredths)
+    return figure
+
+
+def _range_from_zero(panels: Iterable[_Panel]) -> tuple[float, float]:
+    """As `_range_of`, with 0 in it: shares and weights are read from there."""
+    values = _values(panels)
+    low, high = min(0.0, *values), max(0.0, *values)
+    return low, high if high > low else 1.0
+
+
+def hundredths(value: float) -> str:
+    """The shortest form with two digits after the point.
+
+    >>> [hundredths(value) for value in (0.0, 0.034, 0.5, 1.0, 10.25)]
+    ['0', '.03', '.50', '1', '10.25']
+    """
+    text = number(value, 2)
+    return text.removesuffix(".00") if text.endswith(".00") else text.removeprefix("0")

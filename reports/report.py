@@ -57,6 +57,7 @@ def _draw_group(g: Group, styles: dict[str, figures.Style], out: Path) -> Drawn:
         "curves": figures.write_curves(g, styles, folder),
         "matrices": figures.write_matrices(g, folder),
         "diagnostics": figures.write_diagnostics(g, folder),
+        "choices": figures.write_choices(g, folder),
     }
     return {kind: [path.relative_to(out).as_posix() for path in paths] for kind, paths in written.items()}
 
@@ -89,6 +90,7 @@ CAPTIONS = {
     "curves": "Accuracy after each task, {}; lines are means over seeds, bands their 95 % t-intervals",
     "matrices": "Accuracy matrices, {}; means over seeds",
     "diagnostics": "Diagnostics by block and task, {}; means over seeds",
+    "choices": "Which prompts test images were given, by task, {}; means over seeds",
 }
 
 
@@ -136,14 +138,18 @@ def _details(g: Group) -> Iterator[str]:
 
 
 def _diagnostics(g: Group, drawn: Drawn) -> Iterator[str]:
+    meanings = diagnostics.meanings(g)
+    if not meanings:
+        return
+    yield from ["### Diagnostics", ""]
     told = tables.told(g)
     if told is not None:
-        yield from ["### Diagnostics", ""]
         yield from _markdown(told)
         yield from [tables.DIAGNOSTICS_NOTE, ""]
-        yield from (f"- **{escape(name)}**: {escape(meaning)}" for name, meaning in diagnostics.meanings(g))
-        yield ""
-        yield from _figure(g, drawn, "diagnostics")
+    yield from (f"- **{escape(name)}**: {escape(meaning)}" for name, meaning in meanings)
+    yield ""
+    for kind in ("diagnostics", "choices"):
+        yield from _figure(g, drawn, kind)
 
 
 # ---- formulas and conditions -------------------------------------------------------------------

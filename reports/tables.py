@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import fsum
 
 from bench.metrics import METRICS, Metric
-from bench.record import Parameters, Record
+from bench.record import DiagnosticValue, Parameters, Record, is_list
 from reports import diagnostics
 from reports.groups import Group, Row, is_paper
 from reports.stats import Estimate, estimate
@@ -87,8 +87,9 @@ def costs(group: Group) -> Table | None:
 
 
 def told(group: Group) -> Table | None:
-    """What the methods tell of themselves after the last task; None if they tell nothing."""
-    columns = [_diagnostic_column(name) for name in diagnostics.names(group)]
+    """What the methods tell of themselves after the last task; None if they tell nothing, or tables only."""
+    names = [name for name in diagnostics.names(group) if not diagnostics.only_tables(group, name)]
+    columns = [_diagnostic_column(name) for name in names]
     return _table(group, columns) if columns else None
 
 
@@ -277,13 +278,16 @@ def _memory_column(kind: str, phase: str) -> _Column:
 
 def _diagnostic_column(name: str) -> _Column:
     def last(row: Row) -> str:
-        value = (diagnostics.means(row, name) or [None])[-1]
-        if isinstance(value, list):
-            ends = f"{significant(min(value))}{EN_DASH}{significant(max(value))}"
-            return f"{significant(statistics.fmean(value))} ({ends})"
-        return DASH if value is None else significant(value)
+        return _told_cell((diagnostics.means(row, name) or [None])[-1])
 
     return _Column(diagnostics.title(name), last)
+
+
+def _told_cell(value: DiagnosticValue) -> str:
+    if is_list(value):
+        ends = f"{significant(min(value))}{EN_DASH}{significant(max(value))}"
+        return f"{significant(statistics.fmean(value))} ({ends})"
+    return significant(value) if isinstance(value, float) else DASH
 
 
 def _batch_sizes(records: Iterable[Record]) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from bench.record import Record
 from methods.errors import UsageError
 from reports import diagnostics, figures
-from reports.figures import by_block, write_diagnostics
+from reports.figures import by_block, hundredths, write_choices, write_diagnostics
 from reports.groups import Row, group
 from reports.report import write_report
 from reports.tables import told
@@ -66,6 +66,38 @@ def test_seeds_that_contradict_each_other_are_refused(make: Make, other: list[An
         diagnostics.means(row(*cells), "gate")
 
 
+def test_tables_are_averaged_cell_by_cell_as_they_grow(make: Make) -> None:
+    first = make("a", 0, tasks=2, **telling(choices=[[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]))
+    second = make("a", 1, tasks=2, **telling(choices=[[[0.5]], [[0.4, 0.6], [0.5, 0.5]]]))
+    one, two = diagnostics.means(row(first, second), "choices")
+    assert one == [[0.75]]
+    assert two == [pytest.approx([0.6, 0.4]), pytest.approx([0.25, 0.75])]
+
+
+def test_a_table_that_one_seed_lacks_is_no_mean(make: Make) -> None:
+    first = make("a", 0, tasks=2, **telling(choices=[None, [[0.8, 0.2]]]))
+    second = make("a", 1, tasks=2, **telling(choices=[[[0.5]], [[0.4, 0.6]]]))
+    assert diagnostics.means(row(first, second), "choices") == [None, [pytest.approx([0.6, 0.4])]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [[[1.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]],
+        [[[1.0]], [[0.5, 0.5]]],
+        [[[0.5, 0.5]], None],
+        [1.0, 1.0],
+        [None, [1.0, 0.0]],
+    ],
+    ids=["columns", "lines", "an earlier table", "numbers", "lists"],
+)
+def test_seeds_with_other_tables_are_refused(make: Make, other: list[Any]) -> None:
+    known = [[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]
+    cells = make("a", 0, tasks=2, **telling(gate=known)), make("a", 1, tasks=2, **telling(gate=other))
+    with pytest.raises(UsageError, match=r"a on digits have 'gate' in different forms.*--rerun all"):
+        diagnostics.means(row(*cells), "gate")
+
+
 # ---- the section of the report -----------------------------------------------------------------
 
 
@@ -111,12 +143,60 @@ def test_the_section_explains_its_names_and_shows_its_figure(
     }
 
 
-def test_same_records_same_bytes_in_any_order(two_methods: list[Record], tmp_path: Path) -> None:
+@pytest.fixture
+def prompted(make: Make) -> list[Record]:
+    """One method with a table and a number, one with a table alone."""
+    choices = [[[1.0, 0.0]], [[0.8, 0.2], [0.1, 0.9]]]
+    return [
+        make("b", 0, skill=0.9, tasks=2, **telling(choices=choices, in_use=[1.0, 1.5])),
+        make("a", 0, skill=0.5, tasks=2, **telling(choices=[[[1.0]], [[0.5], [1.0]]])),
+    ]
+
+
+def test_tables_are_no_columns(prompted: list[Record]) -> None:
+    (only,) = group(prompted)
+    table = told(only)
+    assert table is not None
+    assert table.columns == ("method", "in use")
+    assert table.rows == (("b", "1.50"), ("a", "—"))
+
+
+def test_what_is_a_table_for_one_method_alone_has_a_column(make: Make) -> None:
+    first = make("a", 0, skill=0.9, tasks=1, **telling(gate=[[[1.0]]]))
+    (only,) = group([first, make("b", 0, skill=0.5, tasks=1, **telling(gate=[0.25]))])
+    table = told(only)
+    assert table is not None
+    assert table.columns == ("method", "gate")
+    assert table.rows == (("a", "—"), ("b", "0.250"))
+
+
+def test_a_table_that_an_older_cell_lacks_is_no_column_either(make: Make) -> None:
+    (only,) = group([make("a", 0, tasks=1, **telling(gate=[[[1.0]]])), make("a", 1, tasks=1, schema=1)])
+    assert told(only) is None
+
+
+def test_tables_alone_are_explained_and_shown(prompted: list[Record], tmp_path: Path) -> None:
+    (only,) = group(prompted[1:])
+    assert told(only) is None
+    text = write_report(prompted[1:], tmp_path).read_text(encoding="utf-8")
+    section = section_of(text)
+    assert "| method |" not in section
+    assert r"- **choices**: How open \| it is." in section.splitlines()
+    caption = "Which prompts test images were given, by task, digits; means over seeds"
+    assert f"![{caption}](" in section
+    linked = set(re.findall(r"\]\((figures/[^)]+)\)", section))
+    assert linked == {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-choices.*")}
+    assert sorted(Path(path).suffix for path in linked) == [".png", ".svg"]
+
+
+def test_same_records_same_bytes_in_any_order(two_methods: list[Record], make: Make, tmp_path: Path) -> None:
+    told_all = [*two_methods, make("c", 0, tasks=2, **telling(choices=[None, [[0.5, 0.5], [0.0, 1.0]]]))]
     folders = tmp_path / "forth", tmp_path / "back"
-    for cells, folder in zip((two_methods, two_methods[::-1]), folders, strict=True):
+    for cells, folder in zip((told_all, told_all[::-1]), folders, strict=True):
         write_report(cells, folder)
     forth, back = ({p.name: p.read_bytes() for p in folder.rglob("*.*")} for folder in folders)
-    assert any("-diagnostics" in name for name in forth)
+    for kind in ("diagnostics", "choices"):
+        assert any(f"-{kind}" in name for name in forth)
     assert forth == back
 
 
@@ -162,20 +242,27 @@ def test_blocks_go_down_and_experiences_to_the_right() -> None:
 
 
 def test_what_is_no_list_is_not_drawn(make: Make, tmp_path: Path) -> None:
-    (only,) = group([make(tasks=2, **telling(share=[1.0, 0.5], never=[None, None]))])
+    tables = [[[1.0]], [[0.5, 0.5], [0.0, 1.0]]]
+    (only,) = group([make(tasks=2, **telling(share=[1.0, 0.5], never=[None, None], choices=tables))])
     assert write_diagnostics(only, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_table_has_no_choices(make: Make, tmp_path: Path) -> None:
+    (only,) = group([make(tasks=2, **telling(share=[1.0, 0.5], never=[None, None], gate=[[0.5], [0.5]]))])
+    assert write_choices(only, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Draw the diagnostics of records, and give the figure."""
+    """Draw the diagnostics of records, or their choices, and give the figure."""
 
-    def draw(*records: Record) -> Any:
+    def draw(*records: Record, write: Callable[..., Any] = write_diagnostics) -> Any:
         kept: list[Any] = []
         monkeypatch.setattr(figures, "_saved", lambda make_figure, stem: kept.append(make_figure()))
         (only,) = group(records)
-        write_diagnostics(only, tmp_path)
+        write(only, tmp_path)
         return kept[0]
 
     return draw
@@ -221,3 +308,58 @@ def test_there_are_at_most_four_panels_in_a_line(make: Make, drawn: Any) -> None
         (1, 0),
         (1, 1),
     ]
+
+
+# ---- the figure of the tables ------------------------------------------------------------------
+
+
+def panels_of_choices(figure: Any) -> list[Any]:
+    return [axes for axes in figure.axes if axes.get_visible() and axes.get_xlabel() == "prompt or component"]
+
+
+def printed(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_a_panel_shows_the_last_table_with_tasks_downwards(make: Make, drawn: Any) -> None:
+    values = [[[1.0]], [[0.8, 0.2, 0.0], [0.1, 0.6, 0.3]], None]
+    figure = drawn(make("a", 0, tasks=3, **telling(prompt_choices=values)), write=write_choices)
+    (axes,) = panels_of_choices(figure)
+    assert axes.images[0].get_array().tolist() == values[1]
+    assert axes.get_title(loc="left") == "a:\nprompt choices"
+    assert axes.get_ylabel() == "task of the test images"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert axes.images[0].colorbar.ax.get_xlabel() == "prompt choices"
+    assert printed(axes) == [".80", ".20", "0", ".10", ".60", ".30"]
+
+
+def test_tables_have_a_scale_from_zero_for_each_diagnostic(make: Make, drawn: Any) -> None:
+    figure = drawn(
+        make("a", 0, skill=0.9, tasks=1, **telling(choices=[[[0.2, 0.4]]], weights=[[[0.0, 0.0]]])),
+        make("b", 0, skill=0.5, tasks=1, **telling(choices=[[[0.9, 0.3]]], share=[1.0], gate=[[7.0]])),
+        write=write_choices,
+    )
+    panels = panels_of_choices(figure)
+    titles = ["a:\nchoices", "b:\nchoices", "a:\nweights"]
+    assert [axes.get_title(loc="left") for axes in panels] == titles
+    assert [axes.images[0].get_clim() for axes in panels] == [(0.0, 0.9), (0.0, 0.9), (0.0, 1.0)]
+    places = [axes.get_subplotspec() for axes in panels]
+    assert [(p.rowspan.start, p.colspan.start) for p in places] == [(0, 0), (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(("lines", "columns", "count"), [(1, 10, 10), (10, 10, 100), (1, 11, 0), (11, 2, 0)])
+def test_values_are_printed_where_they_can_be_read(
+    lines: int, columns: int, count: int, make: Make, drawn: Any
+) -> None:
+    values = [*[None] * (lines - 1), [[0.5] * columns] * lines]
+    figure = drawn(make("a", 0, tasks=lines, **telling(choices=values)), write=write_choices)
+    (axes,) = panels_of_choices(figure)
+    assert printed(axes) == [".50"] * count
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.034, ".03"), (0.5, ".50"), (0.999, "1"), (10.25, "10.25")]
+)
+def test_hundredths_are_short(value: float, text: str) -> None:
+    assert hundredths(value) == text

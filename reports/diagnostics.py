@@ -43,32 +43,23 @@ def meanings(group: Group) -> list[tuple[str, str]]:
 
 
 def means(row: Row, name: str) -> list[DiagnosticValue]:
-    """An entry per experience: the mean over the row's finished cells.
+    """An entry per experience: the mean over the row's finished cells, block by block where it is a list.
 
-    Block by block where it is a list, cell by cell where it is a table. None where a cell has none; empty
-    where a cell lacks the diagnostic altogether.
+    None where a cell has none, and where it is a table; empty where a cell lacks the diagnostic altogether.
 
     Raises:
-        UsageError: if the cells have entries of different kinds, lists of different lengths, or tables of
-            different shapes after the same experience.
+        UsageError: if the cells have entries of different kinds, or lists of different lengths.
     """
     cells = [(record.diagnostics or {}).get(name) for record in row.done]
     series = [cell.values for cell in cells if cell is not None]
     if not series or len(series) < len(cells):
         return []
-    if not _alike(series):
+    if len({kind(value) for values in series for value in values if value is not None}) > 1:
         raise UsageError(
             f"the cells of {row.method} on {row.records[0].benchmark} have '{name}' in different forms, "
-            "numbers, lists or tables of different sizes; run them again by one version: --rerun all"
+            "numbers, lists of different lengths or tables; run them again by one version: --rerun all"
         )
     return [_mean(values) for values in zip(*series, strict=True)]
-
-
-def _alike(series: Sequence[Sequence[DiagnosticValue]]) -> bool:
-    """Whether all entries of all cells are of one kind, and tables after an experience of one shape."""
-    kinds = {kind(value) for values in series for value in values if value is not None}
-    tables = ([value for value in values if is_table(value)] for values in zip(*series, strict=True))
-    return len(kinds) <= 1 and all(len({(len(t), len(t[0])) for t in found}) <= 1 for found in tables)
 
 
 def _mean(values: Sequence[DiagnosticValue]) -> DiagnosticValue:
@@ -76,11 +67,18 @@ def _mean(values: Sequence[DiagnosticValue]) -> DiagnosticValue:
     if len(numbers) == len(values):
         return fmean(numbers)
     lists = [value for value in values if is_list(value)]
-    if len(lists) == len(values):
-        return _mean_list(lists)
-    tables = [value for value in values if is_table(value)]
-    return [_mean_list(lines) for lines in zip(*tables, strict=True)] if len(tables) == len(values) else None
+    return [fmean(block) for block in zip(*lists, strict=True)] if len(lists) == len(values) else None
 
 
-def _mean_list(lists: Sequence[list[float]]) -> list[float]:
-    return [fmean(numbers) for numbers in zip(*lists, strict=True)]
+def last_table(row: Row, name: str) -> tuple[int, list[list[float]]] | None:
+    """The last table of the row's first finished cell, with its seed; None if it has none.
+
+    Of one seed, because prompt 3 of one seed has nothing to do with prompt 3 of another: a mean over seeds
+    would hide a pool of which only a few are used.
+    """
+    for record in row.done[:1]:
+        found = (record.diagnostics or {}).get(name)
+        tables = [value for value in found.values if is_table(value)] if found else []
+        if tables:
+            return record.seed, tables[-1]
+    return None

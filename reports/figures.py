@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import incremental_accuracies
-from bench.record import is_list, is_table
+from bench.record import is_list
 from reports import diagnostics
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
@@ -111,7 +111,7 @@ def write_diagnostics(group: Group, folder: Path) -> list[Path]:
 
 
 def write_choices(group: Group, folder: Path) -> list[Path]:
-    """One heat map, task by prompt, per method and diagnostic: its last table; empty without any."""
+    """A heat map, task by prompt, per method and diagnostic: the last table of one seed; empty without."""
     panels = _last_tables(group)
     if not panels:
         return []
@@ -449,10 +449,15 @@ def _range_of(panels: Iterable[_Panel]) -> tuple[float, float]:
 
 def _last_tables(group: Group) -> list[_Panel]:
     found = [
-        (method, title, [entry for entry in entries if is_table(entry)])
-        for method, title, entries in _told(group)
+        (row.method, name, diagnostics.last_table(row, name))
+        for name in diagnostics.names(group)
+        for row in group.rows
     ]
-    return [_Panel(method, title, tables[-1]) for method, title, tables in found if tables]
+    return [
+        _Panel(f"{method}, seed {last[0]}", diagnostics.title(name), last[1])
+        for method, name, last in found
+        if last
+    ]
 
 
 def _choices(panels: Sequence[_Panel]) -> Figure:
@@ -460,16 +465,16 @@ def _choices(panels: Sequence[_Panel]) -> Figure:
     width = (WIDTH - 0.3) / MOST_TABLES
     figure, places = _grid(len(panels), columns, width, height=3.0)
     for axes, panel in zip(places, panels, strict=True):
-        limits = _range_from_zero(p for p in panels if p.name == panel.name)
+        limits = _range_from_zero(panel)
         _draw_panel(axes, panel, limits, width, "prompt or component", "task of the test images")
         if max(len(panel.values), len(panel.values[0])) <= MOST_PRINTED_TASKS:
             _print_values(axes, panel.values, sum(limits) / 2, hundredths)
     return figure
 
 
-def _range_from_zero(panels: Iterable[_Panel]) -> tuple[float, float]:
-    """As `_range_of`, with 0 in it: shares and weights are read from there."""
-    values = _values(panels)
+def _range_from_zero(panel: _Panel) -> tuple[float, float]:
+    """What a panel spans, with 0 in it: shares and weights are read from there."""
+    values = _values([panel])
     low, high = min(0.0, *values), max(0.0, *values)
     return low, high if high > low else 1.0
 

@@ -90,7 +90,7 @@ CAPTIONS = {
     "curves": "Accuracy after each task, {}; lines are means over seeds, bands their 95 % t-intervals",
     "matrices": "Accuracy matrices, {}; means over seeds",
     "diagnostics": "Diagnostics by block and task, {}; means over seeds",
-    "choices": "Which prompts test images were given, by task, {}; means over seeds",
+    "choices": "Which prompts test images were given, by task, {}; one seed of each method",
 }
 
 

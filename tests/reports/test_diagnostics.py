@@ -66,32 +66,22 @@ def test_seeds_that_contradict_each_other_are_refused(make: Make, other: list[An
         diagnostics.means(row(*cells), "gate")
 
 
-def test_tables_are_averaged_cell_by_cell_as_they_grow(make: Make) -> None:
-    first = make("a", 0, tasks=2, **telling(choices=[[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]))
-    second = make("a", 1, tasks=2, **telling(choices=[[[0.5]], [[0.4, 0.6], [0.5, 0.5]]]))
-    one, two = diagnostics.means(row(first, second), "choices")
-    assert one == [[0.75]]
-    assert two == [pytest.approx([0.6, 0.4]), pytest.approx([0.25, 0.75])]
+def test_a_table_is_that_of_the_first_seed_because_prompts_of_seeds_are_not_the_same(make: Make) -> None:
+    first = make("a", 1, tasks=2, **telling(choices=[[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]))
+    second = make("a", 2, tasks=2, **telling(choices=[[[0.5]], [[0.4, 0.6, 0.0]]]))
+    several = row(second, first)
+    assert diagnostics.last_table(several, "choices") == (1, [[0.8, 0.2], [0.0, 1.0]])
+    assert diagnostics.means(several, "choices") == [None, None]
 
 
-def test_a_table_that_one_seed_lacks_is_no_mean(make: Make) -> None:
-    first = make("a", 0, tasks=2, **telling(choices=[None, [[0.8, 0.2]]]))
-    second = make("a", 1, tasks=2, **telling(choices=[[[0.5]], [[0.4, 0.6]]]))
-    assert diagnostics.means(row(first, second), "choices") == [None, [pytest.approx([0.6, 0.4])]]
+def test_a_row_without_a_table_has_none(make: Make) -> None:
+    cell = make("a", 0, tasks=1, **telling(choices=[[[1.0]]], gate=[[0.5]], share=[0.5]))
+    found = {n: diagnostics.last_table(row(cell), n) for n in ("choices", "gate", "share", "other")}
+    assert found == {"choices": (0, [[1.0]]), "gate": None, "share": None, "other": None}
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        [[[1.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]],
-        [[[1.0]], [[0.5, 0.5]]],
-        [[[0.5, 0.5]], None],
-        [1.0, 1.0],
-        [None, [1.0, 0.0]],
-    ],
-    ids=["columns", "lines", "an earlier table", "numbers", "lists"],
-)
-def test_seeds_with_other_tables_are_refused(make: Make, other: list[Any]) -> None:
+@pytest.mark.parametrize("other", [[1.0, 1.0], [None, [1.0, 0.0]]], ids=["numbers", "lists"])
+def test_seeds_with_tables_and_others_are_refused(make: Make, other: list[Any]) -> None:
     known = [[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]
     cells = make("a", 0, tasks=2, **telling(gate=known)), make("a", 1, tasks=2, **telling(gate=other))
     with pytest.raises(UsageError, match=r"a on digits have 'gate' in different forms.*--rerun all"):
@@ -182,7 +172,7 @@ def test_tables_alone_are_explained_and_shown(prompted: list[Record], tmp_path: 
     section = section_of(text)
     assert "| method |" not in section
     assert r"- **choices**: How open \| it is." in section.splitlines()
-    caption = "Which prompts test images were given, by task, digits; means over seeds"
+    caption = "Which prompts test images were given, by task, digits; one seed of each method"
     assert f"![{caption}](" in section
     linked = set(re.findall(r"\]\((figures/[^)]+)\)", section))
     assert linked == {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-choices.*")}
@@ -326,7 +316,7 @@ def test_a_panel_shows_the_last_table_with_tasks_downwards(make: Make, drawn: An
     figure = drawn(make("a", 0, tasks=3, **telling(prompt_choices=values)), write=write_choices)
     (axes,) = panels_of_choices(figure)
     assert axes.images[0].get_array().tolist() == values[1]
-    assert axes.get_title(loc="left") == "a:\nprompt choices"
+    assert axes.get_title(loc="left") == "a, seed 0:\nprompt choices"
     assert axes.get_ylabel() == "task of the test images"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
@@ -334,16 +324,16 @@ def test_a_panel_shows_the_last_table_with_tasks_downwards(make: Make, drawn: An
     assert printed(axes) == [".80", ".20", "0", ".10", ".60", ".30"]
 
 
-def test_tables_have_a_scale_from_zero_for_each_diagnostic(make: Make, drawn: Any) -> None:
+def test_every_table_has_a_scale_of_its_own_from_zero(make: Make, drawn: Any) -> None:
     figure = drawn(
         make("a", 0, skill=0.9, tasks=1, **telling(choices=[[[0.2, 0.4]]], weights=[[[0.0, 0.0]]])),
         make("b", 0, skill=0.5, tasks=1, **telling(choices=[[[0.9, 0.3]]], share=[1.0], gate=[[7.0]])),
         write=write_choices,
     )
     panels = panels_of_choices(figure)
-    titles = ["a:\nchoices", "b:\nchoices", "a:\nweights"]
+    titles = ["a, seed 0:\nchoices", "b, seed 0:\nchoices", "a, seed 0:\nweights"]
     assert [axes.get_title(loc="left") for axes in panels] == titles
-    assert [axes.images[0].get_clim() for axes in panels] == [(0.0, 0.9), (0.0, 0.9), (0.0, 1.0)]
+    assert [axes.images[0].get_clim() for axes in panels] == [(0.0, 0.4), (0.0, 0.9), (0.0, 1.0)]
     places = [axes.get_subplotspec() for axes in panels]
     assert [(p.rowspan.start, p.colspan.start) for p in places] == [(0, 0), (0, 1), (1, 0)]
 

@@ -21,9 +21,8 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.errors import UsageError
 from methods.hyper import STRICT, Hyper, hyper
-from methods.prompts import Prompter, PromptMethod, prefixes
+from methods.prompts import Prompter, PromptMethod, check_pool, prefixes
 from methods.registry import register
 from methods.vit import check_blocks
 
@@ -175,11 +174,7 @@ class CodaPrompt(PromptMethod):
 
     @classmethod
     def check(cls, hyper: CodaPromptHyper, experiences: int) -> None:
-        if experiences > hyper.pool_size:
-            raise UsageError(
-                f"coda-prompt.pool_size is {hyper.pool_size}; {experiences} experiences need one each; "
-                f"legal: at least {experiences} (--set coda-prompt.pool_size={experiences})"
-            )
+        check_pool("coda-prompt.pool_size", hyper.pool_size, experiences)
 
     @classmethod
     def paper(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003

@@ -22,10 +22,9 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.errors import UsageError
 from methods.hyper import STRICT, Hyper, hyper
 from methods.l2p import official
-from methods.prompts import Prompter, PromptMethod, clip, cosine, prefixes, uniform
+from methods.prompts import Prompter, PromptMethod, check_pool, clip, cosine, prefixes, uniform
 from methods.registry import register
 from methods.vit import check_blocks
 
@@ -138,11 +137,7 @@ class DualPrompt(PromptMethod):
 
     @classmethod
     def check(cls, hyper: DualPromptHyper, experiences: int) -> None:
-        if experiences > hyper.pool_size:
-            raise UsageError(
-                f"dualprompt.pool_size is {hyper.pool_size}, and {experiences} experiences need one each; "
-                f"legal: at least {experiences} (--set dualprompt.pool_size={experiences})"
-            )
+        check_pool("dualprompt.pool_size", hyper.pool_size, experiences)
 
     @classmethod
     def paper(cls, benchmark: str) -> dict[str, Any]:

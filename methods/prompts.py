@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods.base import Method, looking
+from methods.errors import UsageError
 from methods.vit import InputTokens, Prefix, embed, open_seams
 
 
@@ -121,6 +122,19 @@ def prefixes(vit: VisionTransformer, blocks: Iterable[int]) -> list[Prefix]:
         attentions[block].plug = prefix = Prefix()
         seams.append(prefix)
     return seams
+
+
+def check_pool(option: str, size: int, experiences: int) -> None:
+    """Refuse more experiences than there are prompts: each has one of its own, or more.
+
+    Raises:
+        UsageError: naming the option and how to set it.
+    """
+    if experiences > size:
+        raise UsageError(
+            f"{option} is {size}; {experiences} experiences need a prompt each; "
+            f"legal: at least {experiences} (--set {option}={experiences})"
+        )
 
 
 def clip(optimizer: torch.optim.Optimizer, norm: float) -> None:

@@ -111,12 +111,22 @@ class Assembly(Prompter):
 
     def prompt(self, query: Tensor) -> None:
         weights = attend(query, self.all("attention"), self.all("keys"))
-        prompts = self.all("prompts")
-        mixed = torch.bmm(weights, prompts.flatten(2))
-        for seam, block in zip(self.seams, mixed, strict=True):
+        for seam, block in zip(self.seams, self._mixed(weights), strict=True):
             keys, values = block.view(len(query), -1, self.width).chunk(2, 1)
             seam.given = (keys, values)
         self.weights = weights.detach()
+
+    def _mixed(self, weights: Tensor) -> Tensor:
+        """Sums of prompts by their weights (S, B, M): (S, B, L * D).
+
+        Share by share: joining the prompts first would copy all of them in every pass.
+        """
+        prompts = [share.flatten(2) for share in self._of_each("prompts")]
+        parts = torch.split(weights, [share.shape[1] for share in prompts], 2)
+        mixed = torch.bmm(parts[0], prompts[0])
+        for part, share in zip(parts[1:], prompts[1:], strict=True):
+            mixed = torch.baddbmm(mixed, part, share)
+        return mixed
 
     def penalty(self) -> Tensor:
         """ortho * the sum over blocks and over prompts, keys, attention of mean((X X^T - I)^2)."""
@@ -134,9 +144,11 @@ def attend(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
 
     As two products of matrices: the vectors q * A_m, B M of them for each block, are never made.
     """
-    dots = query @ (attention * F.normalize(keys, dim=2)).mT
-    norms = (query.square() @ attention.square().mT).sqrt()
-    return dots / norms.clamp_min(TINY)
+    blocks, components, _ = keys.shape
+    dots = F.linear(query, (attention * keys).flatten(0, 1))
+    squares = F.linear(query.square(), attention.square().flatten(0, 1))
+    cosines: Tensor = dots / (squares.sqrt() * keys.norm(dim=2).flatten()).clamp_min(TINY)
+    return cosines.view(len(query), blocks, components).transpose(0, 1)
 
 
 def skewness(rows: Tensor) -> Tensor:

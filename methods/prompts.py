@@ -8,6 +8,7 @@ method makes prompts from the query, the second pass sees them. Shapes: B images
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +55,7 @@ class Prompter(nn.Module):
         images = inputs[0]
         with looking(vit):
             self.query = embed(vit, images).float()
-        with torch.autocast(images.device.type, enabled=False):  # 8 bits tell no nearest key
+        with in_full_precision(images.device.type):  # 8 bits tell no nearest key
             self.prompt(self.query)
 
     def _after(self, vit: VisionTransformer, inputs: Any, output: Any) -> None:
@@ -98,6 +99,13 @@ class PromptMethod(Method):
         experience, chosen = (torch.cat(parts) for parts in zip(*self.tested, strict=True))
         lines = [chosen[experience == e].mean(0).tolist() for e in torch.unique(experience)]
         return self.found | {self.choices: lines, "prompts_in_use": effective_number(chosen.mean(0))}
+
+
+def in_full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Mixed precision off; where it is off already, entering its context would only take time."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def effective_number(weights: Tensor) -> float:

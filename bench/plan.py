@@ -85,7 +85,7 @@ def _outline(settings: Settings, device: Device, benchmark: Choice, method: Choi
     opened = open_benchmark(benchmark.name, tuple(sorted(benchmark.options.items())))
     method_class = METHODS[method.name].load()
     recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
-    hyper = make_hyper(method.label, method_class.Hyper, {**recipe, **method.options})
+    hyper = make_hyper(method.name, method_class.Hyper, {**recipe, **method.options})
     tasks = settings.tasks or opened.default_tasks
     method_class.check(hyper, tasks)
     return Cell(

@@ -116,7 +116,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         return self.found
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The method's own optimiser."""
+        """The method's own optimiser, with its learning rate; any other keeps the rate it was given."""
         return torch.optim.Adam(parameters, lr=self.hyper.lr)
 
     # ---- Avalanche's callbacks ---------------------------------------------------------------

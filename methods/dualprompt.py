@@ -46,7 +46,9 @@ class DualPromptHyper(Hyper):
     )
     pool_size: int = hyper(10, "experiences there can be: each has its prompt", source=CODE, ge=1)
     general_blocks: tuple[int, ...] = hyper((0, 1), "blocks of the general prompt, from 0", source=CODE)
-    expert_blocks: tuple[int, ...] = hyper((2, 3, 4), "blocks of the expert prompts, from 0", source=CODE)
+    expert_blocks: tuple[int, ...] = hyper(
+        (2, 3, 4), "blocks of the expert prompts, from 0", source=CODE, min_length=1
+    )
     general_length: int = hyper(
         5, "keys, and as many values, of the general prompt in a block", source=CODE, unit="tokens", ge=1
     )

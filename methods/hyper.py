@@ -14,7 +14,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def hyper(default: Any, meaning: str, *, source: str, unit: str = "", **bounds: Any) -> Any:
-    """A field of a hyper-parameter dataclass. `bounds` are pydantic's (gt, ge, lt, le, pattern)."""
+    """A field of a hyper-parameter dataclass. `bounds` are pydantic's, such as gt, le, min_length."""
     return Field(default, description=meaning, json_schema_extra={"source": source, "unit": unit}, **bounds)
 
 

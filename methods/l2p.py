@@ -101,8 +101,8 @@ class L2P(PromptMethod):
 
     Hyper = L2PHyper
     describes: ClassVar = {
-        "prompt_choices": "share of the experience's test images that were given each prompt",
-        "prompts_in_use": "effective number of prompts at test: exp of the entropy of their shares",
+        "prompt_choices": "share of the experience's test images that were given each prompt; top_k in all",
+        "prompts_in_use": "effective number of prompts at test, top_k at least: exp of their shares' entropy",
     }
 
     @classmethod

@@ -55,7 +55,7 @@ class Prompter(nn.Module):
         images = inputs[0]
         with looking(vit):
             self.query = embed(vit, images).float()
-        with in_full_precision(images.device.type):  # 8 bits tell no nearest key
+        with in_full_precision(images.device.type):  # keys that are nearly alike are told apart
             self.prompt(self.query)
 
     def _after(self, vit: VisionTransformer, inputs: Any, output: Any) -> None:
@@ -81,6 +81,10 @@ class PromptMethod(Method):
         self.prompter = self.make_prompter(model)
         self.prompter.live_in(model)
 
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.tested = []
+        super().before_training_exp(strategy, *args, **kwargs)
+
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         strategy.loss = strategy.loss + self.prompter.penalty()
 
@@ -93,7 +97,7 @@ class PromptMethod(Method):
         self.tested.append((experience, self.prompter.chosen()))
 
     def diagnostics(self) -> dict[str, Any]:
-        """`choices`: a line for each experience tested, with the mean of `chosen` over its images."""
+        """`choices`: a line for each experience tested since training: the mean of `chosen` there."""
         if not self.tested:
             return self.found
         experience, chosen = (torch.cat(parts) for parts in zip(*self.tested, strict=True))
@@ -141,7 +145,7 @@ def check_pool(option: str, size: int, experiences: int) -> None:
     if experiences > size:
         raise UsageError(
             f"{option} is {size}; {experiences} experiences need a prompt each; "
-            f"legal: at least {experiences} (--set {option}={experiences})"
+            f"legal: at least {experiences}; set {option}={experiences}"
         )
 
 

@@ -35,7 +35,10 @@ BAD = {
     "unknown option of a benchmark": (["--benchmarks", "digits:x=1"], "unknown option of digits 'x'"),
     "value of the wrong type": (["--methods", "finetune", "--set", "finetune.rank=big"], "got 'big'"),
     "value out of bounds": (["--methods", "finetune:rank=0"], "got 0"),
-    "more tasks than prompts": (["--methods", "dualprompt:pool_size=4"], "--set dualprompt.pool_size=5"),
+    "more tasks than prompts": (
+        ["--methods", "dualprompt:pool_size=4"],
+        "legal: at least 5; set dualprompt.pool_size=5",
+    ),
     "more tasks than components": (["--methods", "coda-prompt:pool_size=4"], "legal: at least 5"),
     "more prompts than the pool has": (["--methods", "l2p:top_k=11"], "legal: at most l2p.pool_size"),
     "unknown protocol option": (["--set", "protocol.epoch=1"], "did you mean 'epochs'"),

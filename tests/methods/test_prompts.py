@@ -323,6 +323,15 @@ def test_what_was_chosen_is_told_by_experience_of_the_test_images(name):
     assert len(run.method.diagnostics()[run.method.choices]) == 1
 
 
+@every
+def test_what_was_chosen_before_training_is_not_told_after_it(name):
+    run = Run(name, epochs=1, experiences=1)
+    run.strategy.eval(run.benchmark.test_stream[:1])
+    assert run.method.choices in run.method.diagnostics()
+    run.learn(1)
+    assert run.method.choices not in run.method.diagnostics()
+
+
 def test_the_effective_number_counts_what_is_used_evenly():
     assert effective_number(torch.tensor([3.0, 3.0, 0.0, 3.0])) == pytest.approx(3)
     assert effective_number(torch.tensor([5.0, 0.0])) == pytest.approx(1)

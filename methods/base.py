@@ -78,7 +78,10 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         """Consolidate after the experience."""
 
     def promised(self, task: int) -> Iterable[str]:
-        """Names in the model's state that never change once experience `task` (from 0) is over."""
+        """Names in the model's state that never change once experience `task` (from 0) is over.
+
+        The parameters among them are frozen then, and when a state is restored.
+        """
         return (f"head.tasks.{task}.weight", f"head.tasks.{task}.bias")
 
     @classmethod
@@ -140,7 +143,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         assert self.model is not None
         self.end(strategy)
-        self.model.head.tasks[-1].requires_grad_(False)
+        self._freeze(len(self.model.head.tasks) - 1)
 
     # ---- structure and state -----------------------------------------------------------------
 
@@ -163,6 +166,13 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     def _grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:
         model.head.grow(classes)
         self.grow(model, classes)
+
+    def _freeze(self, task: int) -> None:
+        assert self.model is not None
+        kept = set(self.promised(task))
+        for name, parameter in self.model.named_parameters():
+            if name in kept:
+                parameter.requires_grad_(False)
 
     def owns(self, name: str) -> bool:
         """Whether the tensor `name` of the model's state belongs to the method, not to the backbone."""
@@ -196,7 +206,8 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         shape_tensors(model, learnt)
         model.load_state_dict(learnt, strict=False)
         self.memory = {n.removeprefix(MEMORY): t.clone() for n, t in state.items() if n.startswith(MEMORY)}
-        model.requires_grad_(False)
+        for done in range(task):
+            self._freeze(done)
 
 
 def shape_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -213,9 +213,6 @@ class CodaPrompt(PromptMethod):
     def begin(self, strategy: Any) -> None:
         self.prompter.fill(self.hyper.pool_size // len(strategy.experience.origin_stream))
 
-    def end(self, strategy: Any) -> None:
-        self.prompter.experiences[-1].requires_grad_(False)
-
     def promised(self, task: int) -> Iterable[str]:
         parts = (f"prompts.experiences.{task}.{name}" for name in ("prompts", "keys", "attention"))
         return (*super().promised(task), *parts)

@@ -23,8 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods.hyper import STRICT, Hyper, hyper
-from methods.l2p import official
-from methods.prompts import Prompter, PromptMethod, check_pool, clip, cosine, prefixes, uniform
+from methods.prompts import Prompter, PromptMethod, check_pool, clip, cosine, official, prefixes, uniform
 from methods.registry import register
 from methods.vit import check_blocks
 
@@ -159,13 +158,6 @@ class DualPrompt(PromptMethod):
 
     def grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:
         self.prompter.grow()
-
-    def begin(self, strategy: Any) -> None:
-        self.prompter.general.requires_grad_(True)
-
-    def end(self, strategy: Any) -> None:
-        for parts in (self.prompter.experts, self.prompter.keys):
-            parts[-1].requires_grad_(False)
 
     def promised(self, task: int) -> Iterable[str]:
         return (*super().promised(task), f"prompts.experts.{task}", f"prompts.keys.{task}")

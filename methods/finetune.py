@@ -6,8 +6,6 @@ later experiences overwrite is lost (called SeqLoRA in InfLoRA, arXiv 2404.00228
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 
@@ -41,10 +39,5 @@ class Finetune(Method):
 
     def adapt(self, model: VisionTransformer) -> None:
         check_rank(self.name, self.hyper.rank, model)
-        self.plugs = [LoraPlug(model.embed_dim, self.hyper.rank, self.hyper.targets) for _ in model.blocks]
-        for attention, plug in zip(open_seams(model), self.plugs, strict=True):
-            attention.plug = plug
-
-    def begin(self, strategy: Any) -> None:
-        for plug in self.plugs:  # the state of a run that was stopped is restored frozen
-            plug.requires_grad_(True)
+        for attention in open_seams(model):
+            attention.plug = LoraPlug(model.embed_dim, self.hyper.rank, self.hyper.targets)

@@ -31,7 +31,6 @@ class Joint(Finetune):
 
     def begin(self, strategy: Any) -> None:
         self.current = tuple(strategy.model.head.columns.tolist())
-        strategy.model.head.requires_grad_(True)
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if not is_last(strategy.experience):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from methods.errors import UsageError
 from methods.hyper import STRICT, Hyper, hyper
-from methods.prompts import Prompter, PromptMethod, clip, cosine, uniform
+from methods.prompts import Prompter, PromptMethod, clip, cosine, official, uniform
 from methods.registry import register
 from methods.vit import InputTokens
 
@@ -133,20 +133,5 @@ class L2P(PromptMethod):
     def make_prompter(self, model: VisionTransformer) -> Pool:
         return Pool(model, self.hyper)
 
-    def begin(self, strategy: Any) -> None:
-        self.prompter.requires_grad_(True)
-
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         clip(strategy.optimizer, self.hyper.clip)
-
-
-def official(batch_size: int) -> dict[str, Any]:
-    """What the official code of L2P and DualPrompt does alike, as fields of the protocol."""
-    return {
-        "backbone": "vit_base_patch16_224.orig_in21k",  # imagenet21k/ViT-B_16.npz
-        "normalisation": "unit",  # norm_01 = True
-        "augmentation": "small-crop-flip",  # libml/preprocess.py: area from 5 %
-        "schedule": "constant",  # learning_rate_schedule
-        "batch_size": batch_size,
-        "head_init": "zero",  # models/vit.py: the kernel of the head
-    }

@@ -152,3 +152,15 @@ def check_pool(option: str, size: int, experiences: int) -> None:
 def clip(optimizer: torch.optim.Optimizer, norm: float) -> None:
     """Scale all gradients of the optimiser's parameters so that their common norm is at most `norm`."""
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+
+
+def official(batch_size: int) -> dict[str, Any]:
+    """What the official code of L2P and DualPrompt does alike, as fields of the protocol."""
+    return {
+        "backbone": "vit_base_patch16_224.orig_in21k",  # imagenet21k/ViT-B_16.npz
+        "normalisation": "unit",  # norm_01 = True
+        "augmentation": "small-crop-flip",  # libml/preprocess.py: area from 5 %
+        "schedule": "constant",  # learning_rate_schedule
+        "batch_size": batch_size,
+        "head_init": "zero",  # models/vit.py: the kernel of the head
+    }

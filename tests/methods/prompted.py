@@ -27,8 +27,7 @@ def grown(name: str, model: Any, classes: Any = EXPERIENCES, **options: Any) -> 
     for group in classes:
         method._grow(model, group)
         method.begin(stream_of(len(classes)))
-        method.end(stream_of(len(classes)))
-        model.head.requires_grad_(False)
+        method.after_training_exp(stream_of(len(classes)))
     return method
 
 

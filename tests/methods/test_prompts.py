@@ -294,8 +294,7 @@ def test_a_vit_b_has_as_many_parameters_as_published(name):
         method._grow(model, range(10 * t, 10 * t + 10))
         method.begin(stream_of(10))
         trained = sum(p.numel() for p in trainable(model))
-        method.end(stream_of(10))
-        model.head.requires_grad_(False)
+        method.after_training_exp(stream_of(10))
     stored = sum(tensor.numel() for tensor in method.state().values() if tensor.is_floating_point())
     assert (stored, trained) == SIZES[name]
 

@@ -2,24 +2,20 @@
 
 Times are in seconds, memory in bytes, accuracies are fractions; null means "not measured" or "not
 defined". A record that says "done" carries consistent numbers, and no other record carries any result.
-What is written is of schema 3; schema 1, which has no diagnostics, and schema 2, which has no tables in
-them, are read as well.
+What is written is of schema 4; schema 1, which has no diagnostics, schema 2, which has no tables in them,
+and schema 3, which has no measurements of inference, are read as well.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from datetime import datetime, timedelta
 from itertools import chain
-from math import isclose
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeGuard
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
@@ -30,85 +26,18 @@ from pydantic import (
     model_validator,
 )
 
+from bench.costs import Cost, Frozen, UtcTime, same
 from bench.metrics import accuracy_matrix, compute_all
 from methods.errors import UsageError
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 RECORD_NAME = "record.json"
 
 Status = Literal["done", "failed", "oom", "diverged", "interrupted", "skipped"]
 
-#: Numbers are recomputed on reading; they may differ by rounding only.
-TOLERANCE = 1e-9
-
 
 class RecordError(UsageError):
     """A record that cannot be used. The message names the file, what is wrong with it, and what to do."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Latency(_Frozen):
-    """Seconds of one forward pass at one batch size; `n` samples after warm-up."""
-
-    samples: list[float]
-    median: float = Field(ge=0)
-    p95: float = Field(ge=0)
-    p99: float = Field(ge=0)
-    n: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Latency:
-        if self.n != len(self.samples):
-            raise ValueError(f"n is {self.n}, but there are {len(self.samples)} samples")
-        if not self.median <= self.p95 <= self.p99:
-            raise ValueError("median, p95 and p99 are out of order")
-        return self
-
-
-class PeakMemory(_Frozen):
-    """Bytes at the highest point: allocated on the device ("cuda") or resident in memory ("rss")."""
-
-    kind: Literal["cuda", "rss"]
-    training: int | None = Field(None, ge=0)
-    inference: int | None = Field(None, ge=0)
-
-
-class Parameters(_Frozen):
-    """Numbers of elements after each experience: what was trained in it, what the method keeps beside
-    the backbone, and all that inference needs.
-    """
-
-    trainable: list[int] | None = None
-    stored: list[int] | None = None
-    deployed: list[int] | None = None
-
-
-class Cost(_Frozen):
-    """What a cell cost. Lists have an entry per experience; `latency` is by batch size; `throughput` is
-    in images a second; `flops` is that of the prediction of one image.
-    """
-
-    train_seconds: list[float | None] | None = None
-    eval_seconds: list[float | None] | None = None
-    latency: dict[int, Latency | None] | None = None
-    throughput: float | None = Field(None, ge=0)
-    peak_memory: PeakMemory | None = None
-    flops: int | None = Field(None, ge=0)
-    parameters: Parameters | None = None
-
-    def per_experience(self) -> dict[str, Sequence[float | None]]:
-        """The lists that were measured, by name."""
-        lists: dict[str, Sequence[float | None] | None] = {
-            "train_seconds": self.train_seconds,
-            "eval_seconds": self.eval_seconds,
-        }
-        if self.parameters is not None:
-            kept = self.parameters
-            lists |= {"trainable": kept.trainable, "stored": kept.stored, "deployed": kept.deployed}
-        return {name: values for name, values in lists.items() if values is not None}
 
 
 def _form(value: Any) -> str:
@@ -155,7 +84,7 @@ def kind(value: DiagnosticValue) -> str:
     return f"a list of {len(value)}" if is_list(value) else f"a {_form(value)}"
 
 
-class Diagnostic(_Frozen):
+class Diagnostic(Frozen):
     """What a method tells of itself: a sentence on what it means, and an entry per experience.
 
     All entries that are not null are numbers, or lists of one length, or tables. The table of the first
@@ -185,7 +114,7 @@ class Diagnostic(_Frozen):
         return values
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """The conditions a cell was run under. Hashes are null in a cell that never saw its data."""
 
     versions: dict[str, str]
@@ -198,20 +127,13 @@ class Manifest(_Frozen):
     split_sha256: str | None
     commit: str | None
     dirty: bool | None
-    started: str
-    ended: str
-    warnings: list[str] = []
+    started: UtcTime
+    ended: UtcTime
+    warnings: list[str] = Field([])
     command: str | None = None
 
-    @field_validator("started", "ended")
-    @classmethod
-    def _utc(cls, text: str) -> str:
-        if datetime.fromisoformat(text).utcoffset() != timedelta(0):
-            raise ValueError("must be a time in UTC, ISO 8601, such as 2025-01-31T12:00:00+00:00")
-        return text
 
-
-class Record(_Frozen):
+class Record(Frozen):
     """Everything known about a cell that was run, or tried.
 
     `method` and `benchmark` are the labels of the row, such as "duallora:gate=none"; `config` is the
@@ -224,7 +146,7 @@ class Record(_Frozen):
 
     model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
 
-    schema_version: Literal[1, 2, 3] = Field(alias="schema")
+    schema_version: Literal[1, 2, 3, 4] = Field(alias="schema")
     status: Status
     reason: str | None = None
     method: str = Field(min_length=1)
@@ -330,15 +252,9 @@ def _check_counts(correct: list[list[int | None]], counts: list[int], tasks: int
                 raise ValueError(f"correct has {hits} of {count} test images")
 
 
-def _same_number(a: float | None, b: float | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-
-
 def _same_matrix(a: list[list[float | None]], b: list[list[float | None]]) -> bool:
     same_shape = [len(row) for row in a] == [len(row) for row in b]
-    return same_shape and all(map(_same_number, chain.from_iterable(a), chain.from_iterable(b)))
+    return same_shape and all(map(same, chain.from_iterable(a), chain.from_iterable(b)))
 
 
 def _check_metrics(given: dict[str, float | None], expected: dict[str, float | None]) -> None:
@@ -346,7 +262,7 @@ def _check_metrics(given: dict[str, float | None], expected: dict[str, float | N
         odd = ", ".join(sorted(given.keys() ^ expected.keys()))
         raise ValueError(f"metrics: the names differ from those of bench.metrics: {odd}")
     for name, value in expected.items():
-        if not _same_number(given[name], value):
+        if not same(given[name], value):
             raise ValueError(f"metrics: {name} is {given[name]}, but the counts give {value}")
 
 

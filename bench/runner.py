@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bench import backbone, record
+from bench.costs import Cost, Parameters
 from bench.manifest import manifest_of, now
 from bench.metrics import accuracy_matrix, compute_all
 from bench.plan import Places, Planned, find_backbone, images_of, open_benchmark, split_of
@@ -279,11 +280,9 @@ def _diagnostic(name: str, outcome: Outcome) -> record.Diagnostic:
         ) from None
 
 
-def _cost(outcome: Outcome) -> record.Cost:
-    return record.Cost(
+def _cost(outcome: Outcome) -> Cost:
+    return Cost(
         train_seconds=outcome.train_seconds,
         eval_seconds=outcome.eval_seconds,
-        parameters=record.Parameters(
-            trainable=outcome.trainable, stored=outcome.stored, deployed=outcome.deployed
-        ),
+        parameters=Parameters(trainable=outcome.trainable, stored=outcome.stored, deployed=outcome.deployed),
     )

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from bench.costs import Latency, Parameters, Peak, percentiles
 from bench.metrics import METRICS, Metric
-from bench.record import DiagnosticValue, Parameters, Record, is_list
+from bench.record import DiagnosticValue, Record, is_list
 from reports import diagnostics
 from reports.groups import Group, Row, is_paper
 from reports.stats import Estimate, estimate
@@ -262,14 +263,14 @@ def _throughput(row: Row) -> Estimate | None:
 
 
 def _gflops(row: Row) -> Estimate | None:
-    return estimate(r.cost.flops / 1e9 if r.cost and r.cost.flops is not None else None for r in row.done)
+    return estimate(r.cost.flops[-1] / 1e9 if r.cost and r.cost.flops else None for r in row.done)
 
 
 def _memory_column(kind: str, phase: str) -> _Column:
     def mebibytes(record: Record) -> float | None:
-        peak = record.cost.peak_memory if record.cost else None
-        value: int | None = getattr(peak, phase) if peak and peak.kind == kind else None
-        return None if value is None else value / 2**20
+        memory = record.cost.peak_memory if record.cost else None
+        peak: Peak | None = getattr(memory, phase) if memory and memory.kind == kind else None
+        return None if peak is None else peak.above / 2**20
 
     return _Column(
         f"peak memory, {phase} ({kind}, MiB)", lambda row: _show(estimate(map(mebibytes, row.done)), 0)
@@ -291,21 +292,27 @@ def _told_cell(value: DiagnosticValue) -> str:
 
 
 def _batch_sizes(records: Iterable[Record]) -> list[int]:
-    return sorted({size for r in records if r.cost and r.cost.latency for size in r.cost.latency})
+    return sorted({found.batch for r in records if r.cost for found in r.cost.latency or ()})
 
 
 def _latency_column(size: int) -> _Column:
-    def percentiles(row: Row) -> str:
+    def shown(row: Row) -> str:
         samples = [s for record in row.done for s in _samples(record, size)]
         if not samples:
             return DASH
-        cuts = statistics.quantiles(samples, n=100, method="inclusive") if len(samples) > 1 else samples * 99
+        cuts = percentiles(samples)
         return f"{' / '.join(number(1000 * cuts[p - 1], 2) for p in (50, 95, 99))} (n = {len(samples)})"
 
-    return _Column(f"latency, batch {size}: median / p95 / p99 (ms)", percentiles)
+    return _Column(f"latency, batch {size}: median / p95 / p99 (ms)", shown)
 
 
 def _samples(record: Record, size: int) -> list[float]:
     """Of all seeds together: their percentiles are not means of percentiles."""
-    latency = record.cost.latency.get(size) if record.cost and record.cost.latency else None
-    return latency.samples if latency else []
+    found = last_latency(record, size)
+    return found.model.samples if found else []
+
+
+def last_latency(record: Record, batch: int) -> Latency | None:
+    """What was measured at this batch size after the last experience."""
+    found = [at for at in (record.cost and record.cost.latency) or () if at.batch == batch]
+    return max(found, key=lambda at: at.experiences, default=None)

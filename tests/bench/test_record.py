@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from bench.costs import timing
 from bench.metrics import accuracy_matrix, compute_all
 from bench.record import RECORD_NAME, SCHEMA, Record, RecordError, kind, read, read_all, to_json, write
 from methods.errors import UsageError
@@ -32,18 +33,52 @@ MANIFEST = {
     "ended": "2025-01-31T12:01:00Z",
 }
 
-COST = {
-    "train_seconds": [1.5, None],
-    "eval_seconds": [0.5, 0.5],
-    "latency": {
-        "1": {"samples": [0.1, 0.2, 0.3], "median": 0.2, "p95": 0.29, "p99": 0.298, "n": 3},
-        "64": None,
-    },
-    "throughput": 120.0,
-    "peak_memory": {"kind": "rss", "training": 1000, "inference": None},
-    "flops": 17,
-    "parameters": {"trainable": [5, 6], "stored": [5, 11], "deployed": [100, 106]},
+LATENCY: dict[str, Any] = {
+    "experiences": 2,
+    "batch": 64,
+    "rounds": 2,
+    "warmup": 10,
+    "stable": True,
+    "model": timing([0.2, 0.4, 0.6, 0.2]).model_dump(),
+    "plain": timing([0.1, 0.1, 0.2, 0.2]).model_dump(),
+    "ratio": 2.5,
 }
+
+COST: dict[str, Any] = {
+    "train_seconds": [1.5, None],
+    "prepare_seconds": [0.5, 0.25],
+    "consolidate_seconds": [0.0, 0.25],
+    "train_images": [20, 30],
+    "eval_seconds": [0.5, 0.5],
+    "energy_joules": None,
+    "latency": [LATENCY | {"experiences": 1, "batch": 1}, LATENCY],
+    "conditions": {
+        "device": "cpu: a processor",
+        "precision": "fp32",
+        "threads": 2,
+        "image_size": 32,
+        "merged": False,
+        "beside": ["duallora:gate=none", "ncm"],
+        "started": "2025-01-31T12:02:00+00:00",
+    },
+    "throughput": 64 / 0.3,
+    "peak_memory": {"kind": "rss", "training": {"peak": 1000, "baseline": 400}, "inference": None},
+    "flops": [17, 18],
+    "plain_flops": 16,
+    "parameters": {
+        "trainable": [5, 6],
+        "stored": [5, 11],
+        "deployed": [100, 106],
+        "stored_bytes": [20, 44],
+        "deployed_bytes": [400, 424],
+    },
+}
+
+
+def costing(**changes: Any) -> dict[str, Any]:
+    """A change of the content: other costs."""
+    return {"cost": COST | changes}
+
 
 DIAGNOSTICS: dict[str, Any] = {
     "gate_own": {"meaning": "Mean opening of the own gate.", "values": [None, [0.9, 0.8, 1.0]]},
@@ -93,8 +128,9 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert path == tmp_path / "cell" / RECORD_NAME
     assert read(path) == record
     assert record.cost is not None
-    assert record.cost.latency is not None
-    assert list(record.cost.latency) == [1, 64]
+    assert record.cost.peak_memory is not None
+    assert record.cost.peak_memory.training is not None
+    assert record.cost.peak_memory.training.above == 600
 
 
 def test_equal_records_give_equal_bytes() -> None:
@@ -227,9 +263,34 @@ WRONG = {
     "infinite time": ({"cost": COST | {"train_seconds": [1.0, float("inf")]}}, "finite"),
     "nan in the config": ({"config": {"lr": float("nan")}}, "finite"),
     "a time too many": ({"cost": COST | {"train_seconds": [1.0, 1.0, 1.0]}}, "3 entries for 2 tasks"),
-    "samples missing": (
-        {"cost": COST | {"latency": {"1": {"samples": [], "median": 1, "p95": 1, "p99": 1, "n": 1}}}},
-        "0 samples",
+    "no samples": (
+        costing(latency=[LATENCY | {"model": LATENCY["model"] | {"samples": []}}]),
+        "at least 1 item",
+    ),
+    "a median of other samples": (
+        costing(latency=[LATENCY | {"model": LATENCY["model"] | {"median": 0.5}}]),
+        "median is 0.5, but the samples give 0.3",
+    ),
+    "a sample lost": (
+        costing(latency=[LATENCY | {"plain": timing([0.1, 0.1, 0.2]).model_dump()}]),
+        "4 samples of the model and 3 of the plain ViT",
+    ),
+    "half a round": (costing(latency=[LATENCY | {"rounds": 3}]), "number in each of 3 rounds"),
+    "a ratio of other samples": (costing(latency=[LATENCY | {"ratio": 2.0}]), "samples give 2.5"),
+    "a throughput of other samples": (costing(throughput=1.0), "throughput is 1.0, but latency gives 213"),
+    "latency under unknown conditions": (costing(conditions=None), "measured together"),
+    "a time of no length": (
+        costing(latency=[LATENCY | {"model": LATENCY["model"] | {"samples": [0.0, 1.0]}}]),
+        "greater than 0",
+    ),
+    "FLOPs of a task too many": (costing(flops=[1, 2, 3]), "flops has 3 entries for 2 tasks"),
+    "bytes of a task too few": (
+        costing(parameters=COST["parameters"] | {"stored_bytes": [20]}),
+        "stored_bytes has 1 entries for 2 tasks",
+    ),
+    "memory below nothing": (
+        costing(peak_memory={"kind": "rss", "training": {"peak": -1, "baseline": 0}}),
+        "greater than or equal to 0",
     ),
     "a diagnostic too few": (telling(1.0), "gate_own has 1 entries for 2 tasks"),
     "a diagnostic too many": (telling(1.0, 1.0, None), "gate_own has 3 entries for 2 tasks"),
@@ -281,7 +342,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not whole JSON"),
     "another schema": (
         json.dumps(content(schema=99)).encode(),
-        "schema 99, and this version reads schemas 1 to 3",
+        "schema 99, and this version reads schemas 1 to 4",
     ),
     "no schema": (b"{}", "schema None"),
     "not an object": (b"[1, 2]", "holds a list"),

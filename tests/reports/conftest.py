@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.costs import paired_ratio, timing
 from bench.metrics import accuracy_matrix, compute_all
 from bench.record import SCHEMA, Record
 
@@ -57,6 +58,65 @@ def simulated(seed: str, tasks: int, counts: list[int], skill: float, loss: floa
 
 def last_row_only(correct: Correct) -> Correct:
     return [[None] * len(correct) for _ in correct[:-1]] + [correct[-1]]
+
+
+def latency(experiences: int, batch: int, ratio: float, source: random.Random) -> dict[str, Any]:
+    """Four rounds of five calls; the model takes about `ratio` times as long as the plain ViT."""
+    plain = [0.002 * batch * source.uniform(0.95, 1.1) for _ in range(20)]
+    model = [ratio * seconds * source.uniform(0.98, 1.02) for seconds in plain]
+    return {
+        "experiences": experiences,
+        "batch": batch,
+        "rounds": 4,
+        "warmup": 10,
+        "stable": True,
+        "model": timing(model).model_dump(),
+        "plain": timing(plain).model_dump(),
+        "ratio": paired_ratio(model, plain, 4),
+    }
+
+
+def measured(method: str, seed: int, tasks: int, ratio: float, growth: float = 0.0) -> dict[str, Any]:
+    """Plausible costs, all of them measured: inference takes `ratio` times as long as the plain ViT's after
+    the first task, and `growth` more for each further one."""
+    source = random.Random(f"{method} {seed}")
+    stages = sorted({1, tasks})
+    last = ratio + growth * (tasks - 1)
+    found = [latency(t, b, ratio + growth * (t - 1), source) for b in (1, 32) for t in stages]
+    return {
+        "train_seconds": [5.0 + source.uniform(0, 1) for _ in range(tasks)],
+        "prepare_seconds": [0.5] * tasks,
+        "consolidate_seconds": [0.25] * tasks,
+        "train_images": [300] * tasks,
+        "eval_seconds": [1.0 + 0.5 * t for t in range(tasks)],
+        "energy_joules": None,
+        "latency": found,
+        "conditions": {
+            "device": MANIFEST["device"],
+            "precision": "fp32",
+            "threads": 2,
+            "image_size": 32,
+            "merged": method == "finetune",
+            "beside": [method, "another"],
+            "started": "2025-01-31T12:02:00+00:00",
+        },
+        "throughput": 32 / found[-1]["model"]["median"],
+        "peak_memory": {
+            "kind": "rss",
+            "training": {"peak": int(900e6 + 1e6 * source.uniform(0, 9)), "baseline": 400_000_000},
+            "inference": {"peak": int(500e6 * last / 2 + 4e8), "baseline": 400_000_000},
+            "inference_batch": 32,
+        },
+        "flops": [round(1e8 * (ratio + growth * t)) for t in range(tasks)],
+        "plain_flops": 100_000_000,
+        "parameters": {
+            "trainable": [10_000 + 10 * t for t in range(tasks)],
+            "stored": [20_000 * (t + 1) for t in range(tasks)],
+            "deployed": [10**6 + 20_000 * t for t in range(tasks)],
+            "stored_bytes": [80_000 * (t + 1) for t in range(tasks)],
+            "deployed_bytes": [4 * 10**6 + 80_000 * t for t in range(tasks)],
+        },
+    }
 
 
 def _config(method: str, benchmark: str, seed: int, tasks: int, changes: dict[str, Any]) -> dict[str, Any]:

@@ -44,10 +44,14 @@ TIME_NOTE = "Seconds are those of the clock: whatever else the machine was doing
 
 @dataclass(frozen=True)
 class Table:
-    """A table of plain text; the first column holds names, the others numbers."""
+    """A table of plain text; the first column holds names, the others numbers.
+
+    `bold` are the (row, column) places, from 0, of what is to stand out.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    bold: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)

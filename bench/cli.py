@@ -168,14 +168,15 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     console = Console()
     planned = plan(settings, skip_missing=options.skip_missing)
+    places = places_of(settings)
     before = {} if settings.rerun == "all" else _statuses(settings.results, planned)
     todo = list(unfinished(planned, before, settings.rerun))
     if options.dry_run:
         return _show_plan(console, planned, todo)
     console.print(f"cells: {len(planned)}; {len(planned) - len(todo)} done before, {len(todo)} to run")
-    check_images(todo, places_of(settings))
+    check_images(todo, places)
     command = shlex.join(["python", "-m", "bench", *arguments])
-    if not _run_cells(console, todo, places_of(settings), command):
+    if not (_run_cells(console, todo, places, command) and _measure(console, planned, places)):
         return SOME_FAILED
     return _conclude(console, settings.results, planned)
 
@@ -285,6 +286,30 @@ def _run_cells(console: Console, todo: Sequence[Planned], places: Places, comman
         console.print(
             f"stopped: {finished} of {len(todo)} cells finished and are on disk in '{places.results}'; "
             "the same command goes on with the rest"
+        )
+        return False
+    return True
+
+
+def _measure(console: Console, planned: Sequence[Planned], places: Places) -> bool:
+    """Time the inference of the cells that wait for it; False if that could not be finished."""
+    from bench.display import display
+    from bench.executors import serial
+    from bench.measure import waiting
+
+    sessions = waiting(planned, places)
+    try:
+        with display(console, len(sessions)) as shown:
+            for _ in serial.measure(sessions, places, shown):
+                pass
+    except KeyboardInterrupt:
+        console.print("stopped: all accuracies are on disk; the same command goes on measuring inference")
+        return False
+    except RuntimeError as error:  # a device out of memory, a process that was killed
+        console.print(
+            f"inference could not be measured: {error}; all accuracies are on disk, "
+            "and the same command tries again",
+            markup=False,
         )
         return False
     return True

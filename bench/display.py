@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,20 +14,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bench.plan import Planned
 from bench.progress import Tick
 from bench.record import Record
+from bench.spec import Cell
 
 
 class Display(Protocol):
-    """Told of every cell that starts and ends, and of the ticks between."""
+    """Told of every cell that starts and ends, of every session that measures inference, and of ticks."""
 
     def start(self, planned: Planned) -> None: ...
     def tick(self, tick: Tick) -> None: ...
     def end(self, record: Record) -> None: ...
+    def measure(self, cells: Sequence[Cell]) -> None: ...
 
 
 def name_of(planned: Planned) -> str:
     """method · benchmark · seed."""
     cell = planned.cell
     return f"{cell.method.label} · {cell.benchmark.label} · seed {cell.seed}"
+
+
+def session_name(cells: Sequence[Cell]) -> str:
+    """measuring inference · methods · benchmark · seed."""
+    methods = f"{len(cells)} methods" if len(cells) > 1 else cells[0].method.label
+    return f"measuring inference · {methods} · {cells[0].benchmark.label} · seed {cells[0].seed}"
 
 
 def outcome_line(record: Record, seconds: float) -> str:
@@ -48,7 +56,7 @@ def cell_share(tick: Tick) -> float:
 
 def status_line(tick: Tick) -> str:
     """Where within the cell."""
-    parts = [f"experience {tick.experience}/{tick.experiences}", tick.activity]
+    parts = [f"{tick.steps} {tick.experience}/{tick.experiences}", tick.activity]
     if tick.epoch:
         parts.append(f"epoch {tick.epoch}/{tick.epochs}")
     if tick.loss is not None:
@@ -75,6 +83,10 @@ class Lines:
 
     def end(self, record: Record) -> None:
         self._say(outcome_line(record, time.perf_counter() - self.began))
+
+    def measure(self, cells: Sequence[Cell]) -> None:
+        self.experience = 0
+        self._say(session_name(cells))
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -103,6 +115,9 @@ class Live:
         self.progress.console.print(
             outcome_line(record, time.perf_counter() - self.began), markup=False, highlight=False
         )
+
+    def measure(self, cells: Sequence[Cell]) -> None:
+        self.progress.reset(self.cell, total=1.0, description=escape(session_name(cells)), status="memory")
 
     def _show_grid(self) -> None:
         finished = int(self.progress.tasks[0].completed)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tick:
-    """Where a cell stands. Counts start at 1; `loss` and `images_per_second` are of the last step told."""
+    """Where a cell stands. Counts start at 1; `loss` and `images_per_second` are of the last step told.
+
+    `steps` says what is counted: experiences, or the batch sizes of a session that times inference.
+    """
 
     activity: str
     experience: int
@@ -18,6 +21,7 @@ class Tick:
     share: float = 0.0
     loss: float | None = None
     images_per_second: float | None = None
+    steps: str = "experience"
 
 
 Observe = Callable[[Tick], None]

@@ -53,9 +53,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed-precision context, for every pass through the model."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return autocast(self.device, self.precision)
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """Predicted and true labels (n,) of the last evaluation, in the order of the data."""
@@ -87,6 +85,11 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
             collate_fn=self.eval_collate,
             generator=torch.Generator(),  # without one, a loader draws from the global generator
         )
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context of a pass at "fp32" or "bf16"; weights stay in fp32."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def cosine(step: int, steps_per_epoch: int, epochs: int) -> float:

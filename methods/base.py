@@ -107,6 +107,17 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         """The published hyper-parameters on `benchmark`, where they are not the defaults."""
         return {}
 
+    def merge(self, model: VisionTransformer) -> bool:
+        """Merge into the weights of `model` every adapter that can be, as one would to deploy it.
+
+        Args:
+            model: a copy of the trained one; learning cannot go on with it.
+
+        Returns:
+            Whether all adapters are in the weights, so that inference is the plain ViT's.
+        """
+        return False
+
     def make_head(self, model: VisionTransformer) -> ClassHead:
         """The classifier that replaces the model's own."""
         return ClassHead(model.num_features, self.head_init)

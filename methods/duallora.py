@@ -473,6 +473,10 @@ class DualLora(Method):
         """The weights of the projections too: orthogonal adapters are merged into them."""
         return super().owns(name) or name.endswith("attn.qkv.weight")
 
+    def merge(self, model: VisionTransformer) -> bool:
+        """Nothing is left to do: what no gate scales is merged at the end of its experience."""
+        return all(cast(DualPlug, attention.plug).idle for attention in open_seams(model))
+
     def restore(self, model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
         super().restore(model, state)
         for plug in self.plugs:

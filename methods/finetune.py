@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from methods.base import Method
 from methods.hyper import STRICT, Hyper, hyper
-from methods.lora import LoraPlug, check_rank
+from methods.lora import LoraPlug, LowRank, check_rank, merge
 from methods.registry import register
 from methods.vit import open_seams
 
@@ -41,3 +41,13 @@ class Finetune(Method):
         check_rank(self.name, self.hyper.rank, model)
         for attention in open_seams(model):
             attention.plug = LoraPlug(model.embed_dim, self.hyper.rank, self.hyper.targets)
+
+    def merge(self, model: VisionTransformer) -> bool:
+        """All of it: x W^T + x A^T B^T = x (W + B A)^T."""
+        for attention in open_seams(model):
+            assert isinstance(attention.plug, LoraPlug)
+            for target, pair in attention.plug.maps.items():
+                assert isinstance(pair, LowRank)
+                merge(attention.qkv, target, pair.up, pair.down)
+            attention.plug = None
+        return True

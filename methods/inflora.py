@@ -150,6 +150,10 @@ class InfLora(Method):
             "threshold": threshold,
         }
 
+    def merge(self, model: VisionTransformer) -> bool:
+        """Nothing is left to do: each branch is merged at the end of its experience."""
+        return True
+
     def remembered(self, i: int, moment: Moment) -> Dual:
         """The memory of block i, on the device of `moment`."""
         where = moment.total.device

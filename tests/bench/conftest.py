@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import plan
+from bench import measure, plan
 from bench.cli import main
+from bench.executors import serial
 from tests.conftest import synthetic
 
 
@@ -19,6 +20,11 @@ def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = synthetic(per_class)
     pixels = ((x.clamp(-3, 3) + 3) / 6 * 255).byte().permute(0, 2, 3, 1)
     return pixels.numpy(), y.numpy()
+
+
+def here(work: Callable[..., Any], *arguments: Any, device: str, observe: Any) -> Any:
+    """In place of `bench.executors.alone.alone`: in this process, where a test can watch the work."""
+    return work(*arguments, observe)
 
 
 @pytest.fixture
@@ -30,6 +36,8 @@ def cli(
     monkeypatch.setenv("DUALLORA_BENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(serial, "alone", here)
+    monkeypatch.setattr(measure, "BATCHES", {"cpu": (1, 2)})
 
     def run(*arguments: str) -> tuple[int, str, str]:
         for remembered in (plan.open_benchmark, plan.open_source, plan.find_backbone, plan._images):

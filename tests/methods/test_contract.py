@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from methods.errors import UsageError
 from methods.registry import METHODS
+from methods.vit import open_seams
 from tests.conftest import deep_vit
 from tests.methods.conftest import ORDER, Run, copy_of
 
@@ -113,6 +116,17 @@ def test_state_round_trips_to_the_same_logits(name, trained, images):
     model.eval()
     with torch.no_grad():
         assert torch.equal(model(images), run.model(images))
+
+
+def test_merging_changes_no_logit_and_leaves_what_was_trained_alone(name, trained, images):
+    run = trained(name)
+    deployed = copy.deepcopy(run.model)
+    merged = run.method.merge(deployed)
+    with torch.no_grad():
+        torch.testing.assert_close(deployed(images), run.model(images), atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, run.after[-1][key]) for key, tensor in copy_of(run.model).items())
+    plugs = [attention.plug for attention in open_seams(deployed)]
+    assert not merged or all(plug is None or plug.idle for plug in plugs)
 
 
 def test_a_state_that_does_not_fit_is_refused(name, trained):

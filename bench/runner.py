@@ -195,14 +195,13 @@ def pipeline_of(cell: Cell, found: backbone.Backbone) -> Pipeline:
 def _train(strategy: Strategy, experience: Any) -> tuple[float, Phases, float | None]:
     """Learn an experience: its seconds, the method's share of them, the joules."""
     from bench.probes.energy import counter_of
-    from bench.probes.training import Witness, phases
+    from bench.probes.training import phases_of
 
     drawn = counter_of(strategy.device)
     before = drawn() if drawn else None
     seconds = _timed(strategy, lambda: strategy.train(experience))
     energy = drawn() - before if drawn and before is not None else None
-    witnesses = (plugin for plugin in strategy.plugins if isinstance(plugin, Witness))
-    return seconds, phases(*witnesses), energy
+    return seconds, phases_of(strategy), energy
 
 
 def _timed(strategy: Strategy, work: Any) -> float:
@@ -228,8 +227,7 @@ def _spent(
     from bench.probes.sizes import size_of
 
     seconds, phases, energy = trained
-    deployed = copy.deepcopy(strategy.model).eval()
-    method.merge(deployed)
+    deployed = deployed_copy(strategy, method)
     return Spent(
         train_seconds=seconds,
         phases=phases,
@@ -240,6 +238,13 @@ def _spent(
         deployed=size_of(deployed.state_dict().values()),
         flops=flops_of(deployed, images_like(1, image_size, strategy.device)),
     )
+
+
+def deployed_copy(strategy: Strategy, method: Any) -> Any:
+    """The model in eval mode, merged as one would to deploy it; the strategy's own is left alone."""
+    model = copy.deepcopy(strategy.model).eval()
+    method.merge(model)
+    return model
 
 
 def images_like(batch: int, image_size: int, device: torch.device) -> Tensor:

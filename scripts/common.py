@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.batches import Pipeline, clean, flipped
+from bench.probes.latency import turn
 from bench.progress import silent
 from bench.rng import generator
 from bench.runner import EVAL_BATCH, TICK_SECONDS
@@ -59,11 +59,6 @@ def assemble(
     )
 
 
-def autocast(precision: str) -> AbstractContextManager[Any]:
-    """The mixed-precision context of a loop outside the harness."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-
-
 def seconds(work: Callable[..., object], *arguments: Any, calls: int = 1) -> float:
     """Wall-clock seconds of a call, the mean of `calls` of them."""
     start = time.perf_counter()
@@ -83,12 +78,6 @@ def in_turns(works: Mapping[str, Callable[[int], object]], rounds: int, calls: i
         for name in turn(list(works), i):
             found[name].append(seconds(works[name], i, calls=calls))
     return {name: times[1:] for name, times in found.items()}
-
-
-def turn(names: Sequence[str], i: int) -> list[str]:
-    """The order of round i: from name i on, around."""
-    step = -1 if i % 2 else 1
-    return [names[(i + k * step) % len(names)] for k in range(len(names))]
 
 
 def ratios(times: Rounds, reference: str) -> Rounds:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -28,18 +27,20 @@ import torch.nn.functional as F
 from avalanche.training.plugins import SupervisedPlugin
 from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.backbone import MICRO_NAME, RANDOM, Backbone, build
+from bench.probes.flops import flops_of
+from bench.probes.sizes import size_of
+from bench.probes.training import Witness, phases_of
 from bench.rng import seed_everything
+from bench.runner import deployed_copy, images_like
 from bench.spec import MAX_IMAGE_SIZE, Choice, Frozen, parse_choice, sentence
-from bench.strategy import Strategy
+from bench.strategy import Strategy, autocast
 from bench.stream import experiences
 from methods.errors import UsageError, unknown
 from methods.registry import METHODS
 from reports.text import DASH, number
-from scripts.common import MEAN, STD, Rounds, assemble, autocast, in_turns, random_images, ratios, seconds
+from scripts.common import MEAN, STD, Rounds, assemble, in_turns, random_images, ratios, seconds
 
 CLASSES = 10
 #: One pass with one image is too short to be timed alone.
@@ -98,25 +99,6 @@ class Stage:
 # ---- learning -------------------------------------------------------------------------------------------
 
 
-class Marks(SupervisedPlugin):  # type: ignore[misc]
-    """Writes down when it is called. Once before and once after a method, it brackets the method's work."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.moments: list[float] = []
-
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.moments.append(time.perf_counter())
-
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.moments.append(time.perf_counter())
-
-    def outside(self) -> float:
-        """Seconds of the method's two callbacks around the epochs of the last experience."""
-        start, ready, trained, end = self.moments[-4:]
-        return (ready - start) + (end - trained)
-
-
 class MidstError(Exception):
     """Thrown out of an experience to stop before its first step."""
 
@@ -161,29 +143,29 @@ def fresh(choice: Choice, setting: Setting) -> Any:
 
 def learn(choice: Choice, setting: Setting) -> list[Stage]:
     """The method after its first experience and after its last."""
-    method, marks = fresh(choice, setting), Marks()
-    strategy = around(method, marks, setting)
+    method = fresh(choice, setting)
+    strategy = around(method, setting)
     x, y = random_images(CLASSES * setting.tasks, setting.images_per_class, setting.image_size)
     stream = experiences(x.numpy(), y.numpy(), (CLASSES,) * setting.tasks)
-    around(fresh(choice, setting), Marks(), setting).train(stream[0])  # warms up: the first run is slower
+    around(fresh(choice, setting), setting).train(stream[0])  # warms up: the first run is slower
     stages = []
     for t, experience in enumerate(stream, 1):
         kept = t in (1, setting.tasks)
         midst = stopped(copy.deepcopy(strategy), experience) if kept else None
         total = seconds(strategy.train, experience)
         if kept:
-            stages.append(stage(f"{choice.label}@{t}", strategy, method, midst, total, marks.outside()))
+            stages.append(stage(f"{choice.label}@{t}", strategy, method, midst, total))
     return stages
 
 
-def around(method: Any, marks: Marks, setting: Setting) -> Strategy:
+def around(method: Any, setting: Setting) -> Strategy:
     """The harness with `method` on a fresh model."""
     model = vit(setting)
     seed_everything(0)  # building drew random numbers; the method's own start afresh
     return assemble(
         model,
         method,
-        [marks, method, marks],
+        [Witness(), method, Witness()],
         side=setting.image_size,
         experiences=setting.tasks,
         batch_size=setting.train_batch,
@@ -203,19 +185,17 @@ def stopped(strategy: Strategy, experience: Any) -> Strategy | None:
     return None
 
 
-def stage(
-    name: str, strategy: Strategy, method: Any, midst: Strategy | None, total: float, outside: float
-) -> Stage:
-    """What the method is right after an experience, with a copy of its model."""
-    state = method.state().values()
+def stage(name: str, strategy: Strategy, method: Any, midst: Strategy | None, total: float) -> Stage:
+    """What the method is right after an experience, with a copy of its model as it is deployed."""
+    own = phases_of(strategy)
     return Stage(
         name=name,
-        model=copy.deepcopy(strategy.model).eval(),
+        model=deployed_copy(strategy, method),
         midst=midst,
         trained=sum(p.numel() for group in strategy.optimizer.param_groups for p in group["params"]),
-        kept=sum(tensor.numel() for tensor in state if tensor.is_floating_point()),
+        kept=size_of(method.state().values()).elements,
         total=total,
-        outside=outside,
+        outside=own.prepare + own.consolidate,
     )
 
 
@@ -245,18 +225,13 @@ def an_image(times: Rounds, batch: int) -> Rounds:
 
 
 def operations(model: Any, setting: Setting) -> int:
-    """Floating-point operations of matrix products and convolutions in the prediction of one image.
-
-    Attention is computed step by step meanwhile, because the counter does not look into fused kernels.
-    """
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.eval()(inputs(1, setting))
-    return counter.get_total_flops()
+    """Floating-point operations in the prediction of one image."""
+    return flops_of(model.eval(), inputs(1, setting))
 
 
 def inputs(batch: int, setting: Setting) -> Tensor:
-    """Random images (batch, 3, S, S), as normalised ones would be."""
-    return torch.randn(batch, 3, setting.image_size, setting.image_size)
+    """Noise (batch, 3, S, S), as normalised images would be."""
+    return images_like(batch, setting.image_size, torch.device("cpu"))
 
 
 def plain(setting: Setting) -> Any:
@@ -270,7 +245,7 @@ def plain(setting: Setting) -> Any:
 def forward(model: Any, x: Tensor, precision: str) -> Callable[[int], object]:
     @torch.inference_mode()
     def work(_: int) -> None:
-        with autocast(precision):
+        with autocast(x.device, precision):
             model(x)
 
     return work
@@ -284,7 +259,7 @@ def head_only_step(model: Any, x: Tensor, precision: str) -> Callable[[int], obj
 
     def work(_: int) -> None:
         optimizer.zero_grad()
-        with autocast(precision):
+        with autocast(x.device, precision):
             logits = model(x)
         F.cross_entropy(logits.float(), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -20,12 +20,12 @@ from torch import Tensor
 from bench.backbone import MICRO_NAME, build, resolve
 from bench.batches import central, unit
 from bench.rng import seed_everything
-from bench.strategy import cosine
+from bench.strategy import autocast, cosine
 from bench.stream import experiences
 from methods.base import claim, trainable
 from methods.finetune import Finetune
 from methods.head import only
-from scripts.common import MEAN, STD, Rounds, assemble, autocast, in_turns, random_images, ratios
+from scripts.common import MEAN, STD, Rounds, assemble, in_turns, random_images, ratios
 
 SIDE = 32
 CLASSES = 2
@@ -62,7 +62,7 @@ def bare(x: Tensor, y: Tensor, rounds: int, batch_size: int, precision: str) -> 
         batch = central(unit(x[picked]), 1.0, SIDE)
         mirror = torch.rand(len(batch)) < 0.5
         batch = (torch.where(mirror[:, None, None, None], batch.flip(3), batch) - mean) / std
-        with autocast(precision):
+        with autocast(torch.device("cpu"), precision):
             logits = model(batch)
         loss = F.cross_entropy(only(logits.float(), classes), y[picked])
         optimizer.zero_grad()

@@ -1,0 +1,101 @@
+"""The clock against a model of known length, the rounds against counted calls. No machine is judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bench.probes import latency
+from bench.probes.latency import Effort, rounds_within, time_in_turns, turn, wall_clock, warm_up
+
+
+class Sleeper(torch.nn.Module):
+    """A model that takes a known time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return x
+
+
+def script(*seconds: float) -> Callable[[object], float]:
+    """A clock that reads from a script; the last reading repeats."""
+    left = list(seconds)
+    return lambda work: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_a_model_that_sleeps_takes_as_long_as_it_sleeps() -> None:
+    x = torch.zeros(1)
+    works = {f"{s}": lambda s=s: Sleeper(s)(x) for s in (0.002, 0.02)}
+    found = time_in_turns(works, wall_clock, Effort(rounds=3, calls=2, seconds=60))
+    for name, timed in found.items():
+        assert min(timed.samples) >= float(name)  # a sleep is never shorter; how much longer is the machine's
+    short, long = (min(timed.samples) for timed in found.values())
+    assert long > 3 * short
+
+
+def test_every_model_is_called_once_untimed_before_its_timed_calls_of_a_round() -> None:
+    said: list[str] = []
+    works = {name: lambda name=name: said.append(name) for name in "ab"}
+
+    def clock(work: Callable[[], object]) -> float:
+        work()
+        said[-1] += "!"
+        return 1.0
+
+    found = time_in_turns(works, clock, Effort(rounds=2, calls=2, seconds=1e9))
+    in_rounds = said[sum(timed.warmup.calls for timed in found.values()) :]
+    assert in_rounds == ["a", "a!", "a!", "b", "b!", "b!", "b", "b!", "b!", "a", "a!", "a!"]
+    assert [len(timed.samples) for timed in found.values()] == [4, 4]
+    assert {timed.rounds for timed in found.values()} == {2}
+
+
+def test_warm_up_goes_on_until_two_windows_agree() -> None:
+    settling = script(*[0.1 / 2**i for i in range(4) for _ in range(2)], 0.0125)
+    found = warm_up(lambda: None, settling)
+    assert found.stable
+    assert found.seconds == 0.0125
+    assert found.calls > 8
+
+
+def test_times_that_never_settle_are_told() -> None:
+    readings = iter(range(1, 10_000))
+    found = warm_up(lambda: None, lambda work: 2.0 ** next(readings) * 1e-40)
+    assert not found.stable
+    assert found.calls == latency.MOST_WINDOWS * latency.WINDOW_CALLS
+
+
+def test_a_slow_model_is_warmed_up_by_few_calls() -> None:
+    assert warm_up(lambda: None, script(3.0)).calls == 2
+
+
+@pytest.mark.parametrize(
+    ("a_round", "rounds"),
+    [(0.1, 20), (3.0, 10), (29.0, latency.FEWEST_ROUNDS), (900.0, latency.FEWEST_ROUNDS)],
+)
+def test_rounds_are_those_that_fit_and_a_few_at_least(a_round: float, rounds: int) -> None:
+    assert rounds_within(Effort(rounds=20, calls=1, seconds=30.0), a_round) == rounds
+
+
+def test_fewer_rounds_than_the_least_can_be_asked_for() -> None:
+    assert rounds_within(Effort(rounds=1, calls=1, seconds=30.0), 900.0) == 1
+
+
+def test_every_model_comes_first_in_turn() -> None:
+    orders = [turn(list("abc"), i) for i in range(6)]
+    assert {order[0] for order in orders} == set("abc")
+    assert orders[0] == ["a", "b", "c"]
+    assert orders[1] == ["b", "a", "c"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_kernel_of_known_length_on_a_gpu() -> None:
+    cycles = 200_000_000
+    seconds = latency.cuda_clock(lambda: torch.cuda._sleep(cycles))
+    assert 0.02 < seconds < 2.0  # at 0.1 to 10 GHz; without waiting for the device it would be microseconds

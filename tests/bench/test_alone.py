@@ -1,0 +1,99 @@
+"""Work in real processes of their own: what comes back, and what cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.executors.alone import DiedError, alone
+from bench.progress import Observe, Tick, silent
+from methods.errors import UsageError
+
+LEFT_BEHIND: list[int] = []
+
+
+def whoami(word: str, observe: Observe) -> tuple[str, int, int]:
+    """The word, the process, and how much earlier work has left behind in it."""
+    observe(Tick(word, 1, 2))
+    LEFT_BEHIND.append(1)
+    return word, os.getpid(), len(LEFT_BEHIND)
+
+
+def refuse(observe: Observe) -> None:
+    raise UsageError("legal: nothing")
+
+
+def vanish(number: int, observe: Observe) -> None:
+    os.kill(os.getpid(), number)
+
+
+def leave(observe: Observe) -> None:
+    os._exit(3)
+
+
+def test_each_work_has_a_process_that_did_nothing_before() -> None:
+    ticks: list[Tick] = []
+    found = [alone(whoami, word, device="cpu", observe=ticks.append) for word in ("a", "b")]
+    assert [word for word, _, _ in found] == ["a", "b"]
+    assert len({pid for _, pid, _ in found} | {os.getpid()}) == 3
+    assert [left for _, _, left in found] == [1, 1]
+    assert ticks == [Tick("a", 1, 2), Tick("b", 1, 2)]
+
+
+def test_what_it_raises_is_raised_here() -> None:
+    with pytest.raises(UsageError, match="legal: nothing"):
+        alone(refuse, device="cpu", observe=silent)
+
+
+def test_a_process_that_is_killed_is_told_by_its_signal() -> None:
+    with pytest.raises(DiedError, match="ended by SIGKILL; the system does that where memory runs out"):
+        alone(vanish, signal.SIGKILL, device="cpu", observe=silent)
+
+
+def test_a_process_that_ends_without_an_answer_is_told_by_its_status() -> None:
+    with pytest.raises(DiedError, match="exit status 3"):
+        alone(leave, device="cpu", observe=silent)
+
+
+STOPPED = """
+import sys, time
+from bench.executors.alone import alone
+from tests.bench.test_alone import work_until_stopped
+from bench.progress import silent
+try:
+    alone(work_until_stopped, sys.argv[1], device="cpu", observe=silent)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def work_until_stopped(path: str, observe: Observe) -> None:
+    """Leaves a file when it begins, and writes into it, slowly, when it is stopped."""
+    Path(path).write_text("began")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(0.2)
+        Path(path).write_text("ended well")
+        raise
+
+
+@pytest.mark.parametrize("whole_terminal", [True, False])
+def test_ctrl_c_waits_until_the_work_has_ended_well(tmp_path: Path, whole_terminal: bool) -> None:
+    note = tmp_path / "note"
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(note)], stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
+    while not note.exists() or note.read_text() != "began":
+        assert process.poll() is None
+        time.sleep(0.05)
+    (os.killpg if whole_terminal else os.kill)(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out == "stopped\n"
+    assert note.read_text() == "ended well"

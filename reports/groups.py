@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.record import Record
 from methods.errors import UsageError
+from reports.ranking import Run
 from reports.stats import estimate
 from reports.text import slug
 
@@ -25,6 +26,9 @@ _NOT_SHARED = frozenset({"method", "seed", "class_order", "task_sizes", "split_s
 
 #: What a reader looks for first; the rest follows by name, the hashes last.
 _FIRST = ("protocol", "scale", "eval on", "tasks", "backbone", "image size", "epochs", "batch size")
+
+#: How the warning of a cell begins whose backbone was pre-trained on the benchmark's images.
+CONTAMINATED = "contaminated"
 
 HASHES = ("backbone sha256", "data sha256", "split sha256")
 
@@ -52,6 +56,22 @@ class Row:
         lacking = [r.metrics["learning_accuracy"] is None for r in self.done if r.metrics]
         return bool(lacking) and all(lacking)
 
+    @property
+    def competes(self) -> bool:
+        """Whether it is compared with other rows: it has a result, and learnt the tasks one by one."""
+        return bool(self.done) and not self.last_only
+
+    @property
+    def contaminated(self) -> bool:
+        """Whether a cell's backbone had seen the images before."""
+        return any(text.startswith(CONTAMINATED) for r in self.records for text in r.manifest.warnings)
+
+    def by_run(self, value: Callable[[Record], float | None]) -> dict[Run, float]:
+        """The value of each finished cell; empty if one has none."""
+        found = {(r.seed, tuple(r.class_order or ())): value(r) for r in self.done}
+        known = {run: number for run, number in found.items() if number is not None}
+        return known if len(known) == len(found) else {}
+
     def metric(self, name: str) -> list[float | None]:
         """One value per finished cell, fractions."""
         return [record.metrics[name] for record in self.done if record.metrics]
@@ -72,6 +92,11 @@ class Group:
         return [record for row in self.rows for record in row.records]
 
     @property
+    def ranked(self) -> list[Row]:
+        """The rows that are compared with each other, best first."""
+        return [row for row in self.rows if row.competes]
+
+    @property
     def stem(self) -> str:
         """A file name of its own, the same whatever else is in the report."""
         content = json.dumps([self.benchmark, self.facts], sort_keys=True)
@@ -79,7 +104,8 @@ class Group:
 
 
 def group(records: Sequence[Record]) -> list[Group]:
-    """Groups by benchmark and condition, rows by accuracy; independent of the order of the records.
+    """Groups by benchmark and condition, rows by accuracy after those that are references only; independent
+    of the order of the records.
 
     Raises:
         UsageError: if two records are of the same cell.
@@ -199,7 +225,7 @@ def _flat(tree: Mapping[str, Any]) -> Facts:
 
 
 def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
-    """Best first; a method without a finished cell comes last."""
+    """References first, then the best; a method without a finished cell comes last."""
     alike: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         alike.setdefault((record.method, _key(method_facts(record))), []).append(record)
@@ -226,6 +252,6 @@ def _row(method: str, difference: str, records: Sequence[Record]) -> Row:
     return Row(f"{method} ({difference})" if difference else method, ordered)
 
 
-def _rank(row: Row) -> tuple[float, str]:
+def _rank(row: Row) -> tuple[bool, float, str]:
     found = estimate(row.metric("accuracy"))
-    return (-found.mean if found else 1.0, row.method)
+    return (not row.last_only, -found.mean if found else 1.0, row.method)

@@ -8,12 +8,14 @@ from pathlib import Path
 from bench.metrics import METRICS
 from bench.record import Record
 from methods.errors import UsageError
-from reports import diagnostics, figures, tables
+from reports import costs, diagnostics, figures, summary, tables
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, escape, in_table
 
 REPORT_NAME = "report.md"
+
+UNKNOWN = "unknown"
 
 #: The files of a group's figures by kind, relative to the report; none where there was nothing to draw.
 Drawn = dict[str, list[str]]
@@ -64,7 +66,7 @@ def _draw_group(g: Group, styles: dict[str, figures.Style], out: Path) -> Drawn:
 
 def _lines(records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, Drawn]) -> Iterator[str]:
     yield from ["# Continual-learning benchmark", ""]
-    yield from _overview(records)
+    yield from _top(records, groups)
     for g in groups:
         yield from _results(g, drawn[g.stem])
     yield from _formulas()
@@ -73,17 +75,13 @@ def _lines(records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, 
         yield from _conditions(g)
 
 
-def _overview(records: Sequence[Record]) -> Iterator[str]:
-    done = sum(record.done for record in records)
-    yield f"- Methods: {_names(record.method for record in records)}"
-    yield f"- Benchmarks: {_names(record.benchmark for record in records)}"
-    yield f"- Seeds: {', '.join(map(str, sorted({record.seed for record in records})))}"
-    yield f"- Cells: {len(records)}, of which {done} done"
+def _top(records: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
+    yield from (f"- {escape(line)}" for line in summary.overview(records, groups))
+    yield from ["", "## Answer", ""]
+    yield "Final accuracy, means over seeds; differences are of the same seeds and class orders."
     yield ""
-
-
-def _names(texts: Iterable[str]) -> str:
-    return ", ".join(escape(text) for text in sorted(set(texts)))
+    yield from (f"- **{escape(g.title)}**: {escape(summary.answer(g))}" for g in groups)
+    yield ""
 
 
 CAPTIONS = {
@@ -131,10 +129,18 @@ def _details(g: Group) -> Iterator[str]:
         yield from [escape(tables.PAIRED_NOTE), ""]
     yield from ["### Other metrics", ""]
     yield from _markdown(tables.other_metrics(g))
-    measured = tables.costs(g)
-    if measured is not None:
+    yield from _costs(g)
+
+
+def _costs(g: Group) -> Iterator[str]:
+    parts = costs.parts(g)
+    if parts:
         yield from ["### Costs", ""]
-        yield from _markdown(measured)
+    for part in parts:
+        yield from [f"#### {part.title}", ""]
+        yield from _markdown(part.table)
+        for note in part.notes:
+            yield from [escape(note), ""]
 
 
 def _diagnostics(g: Group, drawn: Drawn) -> Iterator[str]:
@@ -180,25 +186,35 @@ def _conditions(g: Group) -> Iterator[str]:
 def _all_facts(g: Group) -> dict[str, list[str]]:
     """What the table shares, then what its cells recorded; several values where the cells differ."""
     manifests = [record.manifest for record in g.records]
-    facts = {name: [value if value is not None else "unknown"] for name, value in in_order(g.facts)}
+    facts = {name: [value if value is not None else UNKNOWN] for name, value in in_order(g.facts)}
+    facts |= {"seeds": [str(seed) for seed in sorted({record.seed for record in g.records})]}
+    facts |= {"classes of each task": _distinct(_task_sizes(record) for record in g.records)}
     facts |= {"machine": _distinct(f"{m.device}, {m.threads} threads" for m in manifests)}
+    facts |= {"timed on": _distinct(costs.conditions(record) for record in g.records)}
+    facts |= {"timing": _distinct(costs.procedure(record) for record in g.records)}
     packages = sorted({package for m in manifests for package in m.versions})
     facts |= {
         f"version of {package}": _distinct(m.versions.get(package) for m in manifests) for package in packages
     }
     facts |= {"backbone": _distinct(m.backbone for m in manifests)}
     facts |= {"backbone sha256": _distinct(m.backbone_sha256 for m in manifests)}
+    facts |= {"schema of the records": _distinct(str(record.schema_version) for record in g.records)}
     facts |= {"commit": _distinct(_commit(record) for record in g.records)}
     facts |= {
         "first start": [min(m.started for m in manifests)],
         "last end": [max(m.ended for m in manifests)],
     }
-    return {name: values or ["unknown"] for name, values in facts.items()}
+    return {name: values or [UNKNOWN] for name, values in facts.items()}
+
+
+def _task_sizes(record: Record) -> str | None:
+    sizes = record.config.get("task_sizes")
+    return " ".join(map(str, sizes)) if isinstance(sizes, list) else None
 
 
 def _commit(record: Record) -> str:
     manifest = record.manifest
-    return f"{manifest.commit or 'unknown'}{' with uncommitted changes' if manifest.dirty else ''}"
+    return f"{manifest.commit or UNKNOWN}{' with uncommitted changes' if manifest.dirty else ''}"
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:
@@ -223,10 +239,16 @@ def _class_orders(g: Group) -> Iterator[str]:
 
 def _markdown(table: Table) -> Iterator[str]:
     yield f"| {' | '.join(in_table(escape(column)) for column in table.columns)} |"
-    yield f"|:---|{'---:|' * (len(table.columns) - 1)}"
-    for row in table.rows:
-        yield f"| {' | '.join(in_table(escape(cell)) for cell in row)} |"
+    yield f"|{':---|' * table.heads}{'---:|' * (len(table.columns) - table.heads)}"
+    for i, row in enumerate(table.rows):
+        cells = (_cell(cell, (i, j) in table.bold) for j, cell in enumerate(row))
+        yield f"| {' | '.join(cells)} |"
     yield ""
+
+
+def _cell(text: str, bold: bool) -> str:
+    shown = in_table(escape(text))
+    return f"**{shown}**" if bold else shown
 
 
 def _list_of(title: str, items: Iterable[str]) -> Iterator[str]:

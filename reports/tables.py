@@ -1,6 +1,7 @@
 """What a report says about one group, as plain text: tables, notes, warnings. Renderers escape it.
 
-The Markdown report and the terminal show the same `Table`; neither computes a number of its own.
+The Markdown report and the terminal show the same `Table`; neither computes a number of its own. The tables
+of costs are in `reports.costs`.
 """
 
 from __future__ import annotations
@@ -8,43 +9,67 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import fsum
 
-from bench.costs import Latency, Parameters, Peak, percentiles
+from bench.costs import Latency, Parameters, Peak
 from bench.metrics import METRICS, Metric
 from bench.record import DiagnosticValue, Record, is_list
-from reports import diagnostics
-from reports.groups import Group, Row, is_paper
+from reports import diagnostics, ranking
+from reports.groups import CONTAMINATED, Group, Row, is_paper
+from reports.ranking import Direction, Run, Standing, Values
 from reports.stats import Estimate, estimate
 from reports.text import DASH, EN_DASH, number, significant
 
-HEADLINE = (
-    "accuracy",
-    "average_incremental_accuracy",
-    "forgetting",
-    "backward_transfer",
-    "learning_accuracy",
-)
+HEADLINE = ("accuracy", "average_incremental_accuracy", "forgetting")
 
 SCALE_OF_UNIT = {"fraction": "%", "difference": "points"}
 ARROW = {"higher": "↑", "lower": "↓"}
 
-INTERVAL_NOTE = "± is the half-width of the 95 % t-interval over seeds; n is the number of seeds."
-PAIRED_NOTE = (
-    "Same seed: same classes in the same order. The intervals are 95 % t-intervals of the differences, not "
-    "corrected for the number of comparisons; where one contains 0 the two methods are not told apart."
+#: What each kind of memory is called where it is shown.
+MEMORY = {"cuda": "allocated on the GPU", "rss": "resident"}
+
+TIED = "≈"
+DAGGER = "†"
+
+INTERVAL_NOTE = (
+    "± is the half-width of the 95 % t-interval over seeds; a number without it is of one seed, or the same "
+    "for all. n is the number of seeds."
 )
 DASH_NOTE = f"{DASH} means not defined or not measured."
+MARKS_NOTE = (
+    "Bold is the best of its column, where the 95 % t-interval of its difference from each other "
+    "method, on the same seeds and class orders, excludes 0. Methods with fewer than two common seeds "
+    f"have no interval; if the runner-up is one of them, nothing is bold. {TIED} marks the best and "
+    "those not told apart from it. The intervals are not corrected for the number of comparisons."
+)
+NO_MARKS_NOTE = (
+    "Nothing is bold: methods are told apart by the interval of their differences, and no two of them "
+    "have two seeds in common."
+)
+REFERENCE_NOTE = (
+    "a reference, trained on all tasks at once and evaluated after the last one only; it has no rank "
+    f"and takes no part in bold and {TIED}"
+)
+COSTS_NOTE = (
+    "A latency ratio is the time of a prediction over that of the plain timm ViT in the same rounds, "
+    "after the last task. Peak memory is what training added to what was in use before the model was "
+    "built."
+)
+PAIRED_NOTE = (
+    "A method's value less that of the first in rank. Same seed: same classes in the same order. ± is the "
+    "half-width of the 95 % t-interval of the differences, not corrected for the number of comparisons; "
+    "where the interval contains 0 the two methods are not told apart, and one common seed has no interval. "
+    "With fewer than six common seeds a signed-rank test cannot fall below 5 %, whatever the numbers: none "
+    "is made."
+)
 DIAGNOSTICS_NOTE = (
     "After the last task, means over seeds. What has a value for each block is shown as the mean over blocks "
     "with the smallest and the largest block in parentheses."
 )
-TIME_NOTE = "Seconds are those of the clock: whatever else the machine was doing is in them."
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of plain text; the first column holds names, the others numbers.
+    """A table of plain text; the first `heads` columns say what a row is of, the others hold numbers.
 
     `bold` are the (row, column) places, from 0, of what is to stand out.
     """
@@ -52,72 +77,123 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     bold: frozenset[tuple[int, int]] = frozenset()
+    heads: int = 1
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """A column with a row's text."""
+
     title: str
     cell: Callable[[Row], str]
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """A number about a finished cell that methods are compared by, in the unit that is shown."""
+
+    title: str
+    value: Callable[[Record], float | None]
+    digits: int
+    direction: Direction
+
+
 def headline(group: Group) -> Table:
-    """One row per method, best final accuracy first."""
-    columns = [_metric_column(metric) for metric in METRICS if metric.name in HEADLINE]
-    columns += [
-        _Column("trainable parameters", lambda row: _show(_last(row, "trainable"), 0)),
-        _Column("training (s)", lambda row: _show(estimate(map(_train_seconds, row.done)), 1)),
-        _Column("n", _n),
+    """References, then the methods by rank: what the table is read for, with the best of each column."""
+    quantities = compared(group)
+    columns = [Column("rank", _rank_in(group)), Column("method", _name)]
+    columns += [*map(_quantity_column, quantities), Column("n", _n)]
+    standings = {j: standing(group, quantity) for j, quantity in enumerate(quantities, start=2)}
+    tied = {(i, j) for j, found in standings.items() for i in found.tied}
+    bold = frozenset((found.best, j) for j, found in standings.items() if found.best is not None)
+    rows = tuple(
+        tuple(f"{c.cell(row)} {TIED}" if (i, j) in tied else c.cell(row) for j, c in enumerate(columns))
+        for i, row in enumerate(group.rows)
+    )
+    return Table(tuple(column.title for column in columns), rows, bold, heads=2)
+
+
+def compared(group: Group) -> list[Quantity]:
+    """The quantities of the headline: its metrics, and those costs that any cell has."""
+    metrics = [_metric_quantity(metric) for metric in METRICS if metric.name in HEADLINE]
+    sizes = batch_sizes(group.records)
+    costs = [
+        *(_ratio_quantity(size) for size in sorted({*sizes[:1], *sizes[-1:]})),
+        *map(_memory_quantity, MEMORY),
+        Quantity("trainable parameters, last task", _trainable, 0, "lower"),
     ]
-    return _table(group, columns)
+    return [*metrics, *(q for q in costs if any(q.value(record) is not None for record in group.records))]
+
+
+def standing(group: Group, quantity: Quantity) -> Standing:
+    """Who leads in a quantity, by position among the group's rows."""
+    return ranking.standing(_competing(group, quantity.value), quantity.direction)
+
+
+def accuracy(record: Record) -> float | None:
+    """The final accuracy in percent, by which methods are ranked."""
+    return scaled(record, "accuracy")
+
+
+def scaled(record: Record, metric: str) -> float | None:
+    """A metric in percent or points."""
+    value = record.metrics[metric] if record.metrics else None
+    return None if value is None else 100 * value
 
 
 def other_metrics(group: Group) -> Table:
     """The metrics that the headline leaves out."""
-    return _table(group, [_metric_column(metric) for metric in METRICS if metric.name not in HEADLINE])
-
-
-def costs(group: Group) -> Table | None:
-    """What was measured of each method's costs; None if nothing was."""
-    columns = [
-        _Column("kept by the method (elements)", lambda row: _show(_last(row, "stored"), 0)),
-        _Column("needed to predict (elements)", lambda row: _show(_last(row, "deployed"), 0)),
-        _Column("evaluation after the last task (s)", lambda row: _show(_evaluation(row), 2)),
-        *(_latency_column(size) for size in _batch_sizes(group.records)),
-        _Column("images/s", lambda row: _show(_throughput(row), 1)),
-        *(_memory_column(kind, phase) for kind in ("cuda", "rss") for phase in ("training", "inference")),
-        _Column("GFLOPs per image", lambda row: _show(_gflops(row), 2)),
-    ]
-    measured = [c for c in columns if any(c.cell(row) != DASH for row in group.rows)]
-    return _table(group, measured) if measured else None
+    found = [_metric_quantity(metric) for metric in METRICS if metric.name not in HEADLINE]
+    return table(group, list(map(_quantity_column, found)))
 
 
 def told(group: Group) -> Table | None:
     """What the methods tell of themselves after the last task; None if they tell nothing, or tables only."""
     names = [name for name in diagnostics.names(group) if not diagnostics.only_tables(group, name)]
     columns = [_diagnostic_column(name) for name in names]
-    return _table(group, columns) if columns else None
+    return table(group, columns) if columns else None
 
 
 def paired(group: Group) -> tuple[str, Table] | None:
-    """The reference's name, and how each method differs from it on the same seeds and class orders.
+    """The name of the first in rank, and how each method differs from it on the same seeds and class orders.
 
-    The reference is the best method that learns the tasks one by one. None if no pair shares two seeds.
+    None if no other has a seed in common with it.
     """
-    reference = next((row for row in group.rows if row.done and not row.last_only), None)
-    if reference is None:
+    if not group.ranked:
         return None
-    others = [(row, _differences(row, reference)) for row in group.rows if row is not reference]
-    rows = tuple(
-        (
-            row.method,
-            _show(estimate(100 * d for d in found), 2),
-            f"{sum(d > 0 for d in found)} of {len(found)}",
-        )
-        for row, found in others
-        if len(found) > 1
+    first = group.ranked[0]
+    rows = tuple(_paired_row(row, first) for row in group.rows if row is not first and _both(row, first))
+    columns = (
+        "method",
+        "difference in final accuracy (points)",
+        "of each seed (points)",
+        "more accurate on",
+        "difference in forgetting (points)",
     )
-    columns = ("method", "difference in final accuracy (points)", "seeds on which it is better")
-    return (reference.method, Table(columns, rows)) if rows else None
+    return (first.method, Table(columns, rows)) if rows else None
+
+
+def _both(row: Row, first: Row) -> dict[Run, float]:
+    return ranking.differences(row.by_run(accuracy), first.by_run(accuracy))
+
+
+def _paired_row(row: Row, first: Row) -> tuple[str, ...]:
+    found = _both(row, first)
+    forgetting = _metric_value("forgetting")
+    drops = ranking.differences(row.by_run(forgetting), first.by_run(forgetting))
+    return (
+        row.method,
+        show(estimate(found.values()), 2),
+        ", ".join(f"{seed}: {signed(value)}" for (seed, _), value in found.items()),
+        f"{sum(value > 0 for value in found.values())} of {len(found)}",
+        show(estimate(drops.values()), 2),
+    )
+
+
+def signed(value: float) -> str:
+    """Two digits, with a plus where it is above zero."""
+    text = number(value, 2)
+    return f"+{text}" if value > 0 else text
 
 
 def unfinished(group: Group) -> list[str]:
@@ -131,19 +207,27 @@ def unfinished(group: Group) -> list[str]:
 
 def notes(group: Group) -> list[str]:
     """How to read the group's headline table."""
-    found = [f"{INTERVAL_NOTE} {DASH_NOTE} {TIME_NOTE}"]
+    found = [f"{INTERVAL_NOTE} {DASH_NOTE}", MARKS_NOTE if _has_interval(group) else NO_MARKS_NOTE]
+    if len(compared(group)) > len(HEADLINE):
+        found.append(COSTS_NOTE)
     single = [row.method for row in group.rows if len(row.done) == 1]
     if single:
         found.append(f"One seed only, hence no interval: {', '.join(single)}.")
     whole = [row.method for row in group.rows if row.last_only]
     if whole:
-        found.append(f"Evaluated after the last task only: {', '.join(whole)}.")
+        found.append(f"{', '.join(whole)}: {REFERENCE_NOTE}.")
     return found
+
+
+def _has_interval(group: Group) -> bool:
+    """Whether any two of the methods that are compared have two seeds in common."""
+    values = [found for found in _competing(group, accuracy) if found]
+    return any(len(ranking.differences(a, b)) > 1 for i, a in enumerate(values) for b in values[i + 1 :])
 
 
 def warnings(group: Group) -> list[str]:
     """What a reader must know before believing or comparing the group's numbers."""
-    return [*_subset(group), *_recorded(group), *_equality(group), *_code(group)]
+    return [*_subset(group), *_recorded(group), *_equality(group), *_timing(group), *_code(group)]
 
 
 def _subset(group: Group) -> list[str]:
@@ -161,7 +245,11 @@ def _subset(group: Group) -> list[str]:
 
 def _recorded(group: Group) -> list[str]:
     texts = sorted({text for record in group.records for text in record.manifest.warnings})
-    return [f"{text} ({_who(group, _carries(text))})" for text in texts]
+    return [f"{_mark(text)}{text} ({_who(group, _carries(text))})" for text in texts]
+
+
+def _mark(text: str) -> str:
+    return f"{DAGGER} " if text.startswith(CONTAMINATED) else ""
 
 
 def _carries(text: str) -> Callable[[Record], bool]:
@@ -183,6 +271,24 @@ def _equality(group: Group) -> list[str]:
     return found
 
 
+def _timing(group: Group) -> list[str]:
+    found = []
+    conditions = [r.cost.conditions for r in group.records if r.cost and r.cost.conditions]
+    places = sorted({f"{c.device}, {c.threads} threads, {c.precision}" for c in conditions})
+    if len(places) > 1:
+        found.append(f"Latencies were measured under different conditions: {'; '.join(places)}.")
+    restless = [
+        f"{row.method}, seed {record.seed}, batch {at.batch} after task {at.experiences}"
+        for row in group.rows
+        for record in row.done
+        for at in latencies(record)
+        if not at.stable
+    ]
+    if restless:
+        found.append(f"The warm-up of these latencies had not settled: {'; '.join(restless)}.")
+    return found
+
+
 def _code(group: Group) -> list[str]:
     found = []
     if any(record.manifest.dirty for record in group.records):
@@ -198,29 +304,47 @@ def _who(group: Group, concerned: Callable[[Record], bool]) -> str:
     return "all cells" if all(map(concerned, group.records)) else ", ".join(rows)
 
 
-def _table(group: Group, columns: Sequence[_Column]) -> Table:
+def table(group: Group, columns: Sequence[Column]) -> Table:
+    """A line for each method, its name first."""
     return Table(
         ("method", *(column.title for column in columns)),
         tuple((row.method, *(column.cell(row) for column in columns)) for row in group.rows),
     )
 
 
-def _metric_column(metric: Metric) -> _Column:
-    title = f"{metric.title} ({SCALE_OF_UNIT[metric.unit]}) {ARROW[metric.direction]}"
-    return _Column(title, lambda row: _show(estimate(_times(100, row.metric(metric.name))), 2))
+def measured(group: Group, columns: Iterable[Column]) -> list[Column]:
+    """The columns in which anything was measured."""
+    return [column for column in columns if any(column.cell(row) != DASH for row in group.rows)]
 
 
-def _times(factor: float, values: Iterable[float | None]) -> list[float | None]:
-    return [None if value is None else factor * value for value in values]
-
-
-def _show(found: Estimate | None, digits: int) -> str:
-    """Numbers that are the same for every seed, such as counts of parameters, need no interval."""
+def show(found: Estimate | None, digits: int) -> str:
+    """A mean with its interval; none for one seed, nor for what is the same for all, such as a size."""
     if found is None:
         return DASH
     mean = number(found.mean, digits)
-    plain = found.half_width is None or (digits == 0 and found.half_width == 0)
-    return mean if plain or found.half_width is None else f"{mean} ± {number(found.half_width, digits)}"
+    return f"{mean} ± {number(found.half_width, digits)}" if found.half_width else mean
+
+
+def shown(row: Row, value: Callable[[Record], float | None], digits: int) -> str:
+    """A row's mean over seeds with its interval."""
+    return show(estimate(map(value, row.done)), digits)
+
+
+def _competing(group: Group, value: Callable[[Record], float | None]) -> list[Values]:
+    """Values by run for each row; none for those that are not compared."""
+    return [row.by_run(value) if row.competes else {} for row in group.rows]
+
+
+def _rank_in(group: Group) -> Callable[[Row], str]:
+    found = ranking.ranks(_competing(group, accuracy))
+    by_name = {
+        row.method: DASH if rank is None else str(rank) for row, rank in zip(group.rows, found, strict=True)
+    }
+    return lambda row: by_name[row.method]
+
+
+def _name(row: Row) -> str:
+    return f"{row.method} {DAGGER}" if row.contaminated else row.method
 
 
 def _n(row: Row) -> str:
@@ -230,62 +354,59 @@ def _n(row: Row) -> str:
     return f"{len(row.done)} of {len(row.records)} ({statuses})"
 
 
-def _differences(row: Row, reference: Row) -> list[float]:
-    theirs = {
-        (r.seed, tuple(r.class_order or ())): r.metrics["accuracy"] for r in reference.done if r.metrics
-    }
-    pairs = [
-        (r.metrics["accuracy"], theirs.get((r.seed, tuple(r.class_order or ()))))
-        for r in row.done
-        if r.metrics
-    ]
-    return [a - b for a, b in pairs if a is not None and b is not None]
+def _quantity_column(quantity: Quantity) -> Column:
+    title = f"{quantity.title} {ARROW[quantity.direction]}"
+    return Column(title, lambda row: shown(row, quantity.value, quantity.digits))
 
 
-def _train_seconds(record: Record) -> float | None:
-    seconds = (record.cost and record.cost.train_seconds) or [None]
-    known = [value for value in seconds if value is not None]
-    return fsum(known) if len(known) == len(seconds) else None
+def _metric_value(name: str) -> Callable[[Record], float | None]:
+    return lambda record: scaled(record, name)
 
 
-def _last(row: Row, kind: str) -> Estimate | None:
-    return estimate(_last_of(record, kind) for record in row.done)
+def _metric_quantity(metric: Metric) -> Quantity:
+    title = f"{metric.title} ({SCALE_OF_UNIT[metric.unit]})"
+    return Quantity(title, _metric_value(metric.name), 2, metric.direction)
 
 
-def _last_of(record: Record, kind: str) -> float | None:
-    parameters = (record.cost and record.cost.parameters) or Parameters()
-    values: list[int] | None = getattr(parameters, kind)
-    return values[-1] if values else None
+def _ratio_quantity(batch: int) -> Quantity:
+    def ratio(record: Record) -> float | None:
+        found = last_latency(record, batch)
+        return found.ratio if found else None
+
+    return Quantity(f"latency ratio to the plain ViT, batch {batch}", ratio, 2, "lower")
 
 
-def _evaluation(row: Row) -> Estimate | None:
-    return estimate((r.cost.eval_seconds or [None])[-1] if r.cost else None for r in row.done)
-
-
-def _throughput(row: Row) -> Estimate | None:
-    return estimate(record.cost.throughput if record.cost else None for record in row.done)
-
-
-def _gflops(row: Row) -> Estimate | None:
-    return estimate(r.cost.flops[-1] / 1e9 if r.cost and r.cost.flops else None for r in row.done)
-
-
-def _memory_column(kind: str, phase: str) -> _Column:
+def _memory_quantity(kind: str) -> Quantity:
     def mebibytes(record: Record) -> float | None:
-        memory = record.cost.peak_memory if record.cost else None
-        peak: Peak | None = getattr(memory, phase) if memory and memory.kind == kind else None
-        return None if peak is None else peak.above / 2**20
+        found = peak(record, kind, "training")
+        return found.above / 2**20 if found else None
 
-    return _Column(
-        f"peak memory, {phase} ({kind}, MiB)", lambda row: _show(estimate(map(mebibytes, row.done)), 0)
-    )
+    return Quantity(f"peak memory of training ({MEMORY[kind]}, MiB)", mebibytes, 0, "lower")
 
 
-def _diagnostic_column(name: str) -> _Column:
+def peak(record: Record, kind: str, phase: str) -> Peak | None:
+    """The peak of "training" or "inference", if it is of this kind of memory."""
+    memory = record.cost.peak_memory if record.cost else None
+    found: Peak | None = getattr(memory, phase) if memory and memory.kind == kind else None
+    return found
+
+
+def sizes(record: Record, kind: str) -> list[int]:
+    """A list of `bench.costs.Parameters`; empty if it was not measured."""
+    parameters = (record.cost and record.cost.parameters) or Parameters()
+    return getattr(parameters, kind) or []
+
+
+def _trainable(record: Record) -> float | None:
+    found = sizes(record, "trainable")
+    return found[-1] if found else None
+
+
+def _diagnostic_column(name: str) -> Column:
     def last(row: Row) -> str:
         return _told_cell((diagnostics.means(row, name) or [None])[-1])
 
-    return _Column(diagnostics.title(name), last)
+    return Column(diagnostics.title(name), last)
 
 
 def _told_cell(value: DiagnosticValue) -> str:
@@ -295,28 +416,17 @@ def _told_cell(value: DiagnosticValue) -> str:
     return significant(value) if isinstance(value, float) else DASH
 
 
-def _batch_sizes(records: Iterable[Record]) -> list[int]:
-    return sorted({found.batch for r in records if r.cost for found in r.cost.latency or ()})
+def latencies(record: Record) -> list[Latency]:
+    """All that was measured of a cell's latency."""
+    return (record.cost and record.cost.latency) or []
 
 
-def _latency_column(size: int) -> _Column:
-    def shown(row: Row) -> str:
-        samples = [s for record in row.done for s in _samples(record, size)]
-        if not samples:
-            return DASH
-        cuts = percentiles(samples)
-        return f"{' / '.join(number(1000 * cuts[p - 1], 2) for p in (50, 95, 99))} (n = {len(samples)})"
-
-    return _Column(f"latency, batch {size}: median / p95 / p99 (ms)", shown)
-
-
-def _samples(record: Record, size: int) -> list[float]:
-    """Of all seeds together: their percentiles are not means of percentiles."""
-    found = last_latency(record, size)
-    return found.model.samples if found else []
+def batch_sizes(records: Iterable[Record]) -> list[int]:
+    """The batches at which latency was measured, rising."""
+    return sorted({found.batch for record in records for found in latencies(record)})
 
 
 def last_latency(record: Record, batch: int) -> Latency | None:
     """What was measured at this batch size after the last experience."""
-    found = [at for at in (record.cost and record.cost.latency) or () if at.batch == batch]
+    found = [at for at in latencies(record) if at.batch == batch]
     return max(found, key=lambda at: at.experiences, default=None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.record import Record
-from reports import tables
+from reports import summary, tables
 from reports.groups import Group, group
 from reports.tables import Table
 from reports.text import clean
@@ -19,7 +20,7 @@ NAME_WIDTH = 30
 
 
 def print_table(records: Sequence[Record], console: Console | None = None) -> None:
-    """Print a headline table per benchmark and condition, with its warnings and notes.
+    """Print a headline table per benchmark and condition, with its answer, warnings and notes.
 
     Raises:
         UsageError: if two records are of the same cell.
@@ -37,6 +38,7 @@ def _print_group(g: Group, console: Console) -> None:
     from rich.text import Text
 
     console.print(Text(clean(g.title), style="bold"))
+    console.print(Text(clean(summary.answer(g))))
     for part in _parts(_cleaned(tables.headline(g)), console.width):
         _print_part(part, console)
     for warning in tables.warnings(g):
@@ -49,35 +51,33 @@ def _print_group(g: Group, console: Console) -> None:
 
 
 def _cleaned(table: Table) -> Table:
-    return Table(table.columns, tuple(tuple(map(clean, row)) for row in table.rows))
+    return replace(table, rows=tuple(tuple(map(clean, row)) for row in table.rows))
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:
     """The table cut into parts that fit the terminal, each with the names: no number is folded."""
-    widths = [_width(table, i) for i in range(len(table.columns))]
-    room = width - 1 - _name_width(table)
+    heads = range(table.heads)
+    room = width - 1 - sum(_width(table, i) for i in heads)
     part: list[int] = []
-    for i in range(1, len(widths)):
-        if part and sum(widths[j] for j in part) + widths[i] > room:
-            yield _picked(table, part)
+    for i in range(table.heads, len(table.columns)):
+        if part and sum(_width(table, j) for j in (*part, i)) > room:
+            yield _picked(table, [*heads, *part])
             part = []
         part.append(i)
-    yield _picked(table, part)
+    yield _picked(table, [*heads, *part])
 
 
 def _width(table: Table, column: int) -> int:
-    """Characters a column needs: its titles break between words, its cells nowhere."""
+    """Characters a column needs: its titles break between words, its cells nowhere, but for long names."""
     words = table.columns[column].split()
-    return 2 + max(len(text) for text in (*words, *(row[column] for row in table.rows)))
-
-
-def _name_width(table: Table) -> int:
-    return min(_width(table, 0), NAME_WIDTH)
+    needed = 2 + max(len(text) for text in (*words, *(row[column] for row in table.rows)))
+    return min(needed, NAME_WIDTH) if column < table.heads else needed
 
 
 def _picked(table: Table, columns: Sequence[int]) -> Table:
-    rows = tuple((row[0], *(row[i] for i in columns)) for row in table.rows)
-    return Table((table.columns[0], *(table.columns[i] for i in columns)), rows)
+    rows = tuple(tuple(row[j] for j in columns) for row in table.rows)
+    bold = frozenset((i, columns.index(j)) for i, j in table.bold if j in columns)
+    return Table(tuple(table.columns[j] for j in columns), rows, bold, table.heads)
 
 
 def _print_part(part: Table, console: Console) -> None:
@@ -86,9 +86,15 @@ def _print_part(part: Table, console: Console) -> None:
     from rich.text import Text
 
     rendered = Rendered(box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    rendered.add_column(Text(part.columns[0]), overflow="fold", width=_name_width(part) - 2)
-    for i, column in enumerate(part.columns[1:], start=1):
-        rendered.add_column(Text(column), justify="right", width=_width(part, i) - 2)
-    for row in part.rows:
-        rendered.add_row(*map(Text, row))
+    for i, column in enumerate(part.columns):
+        if i < part.heads:
+            rendered.add_column(Text(column), overflow="fold", width=_width(part, i) - 2)
+        else:
+            rendered.add_column(Text(column), justify="right", width=_width(part, i) - 2)
+    for i, row in enumerate(part.rows):
+        rendered.add_row(*(Text(cell, style=_style(part, i, j)) for j, cell in enumerate(row)))
     console.print(rendered)
+
+
+def _style(part: Table, row: int, column: int) -> str:
+    return "bold" if (row, column) in part.bold else ""

@@ -215,3 +215,40 @@ def records(make: Make, unfinished: Make) -> list[Record]:
         *(make("finetune", seed, "cifar100", skill=0.8, manifest=warned) for seed in range(2)),
         *(make("l2p", seed, "cifar100", skill=0.8, loss=0.02, manifest=warned) for seed in range(2)),
     ]
+
+
+@pytest.fixture(scope="session")
+def eventful(make: Make, unfinished: Make) -> list[Record]:
+    """What can happen, at once: two methods that are close, one failed cell, one skipped, one seed only, a
+    reference, a contaminated benchmark on which a method is missing, costs of most methods, a restless one.
+    """
+    skipped = {"manifest": {"backbone_sha256": None, "data_sha256": None, "split_sha256": None}}
+    warned = {"warnings": ["contaminated: micro_vit was pre-trained on the training images of cifar100"]}
+
+    def costly(method: str, seed: int, skill: float, loss: float, ratio: float, **fields: Any) -> Record:
+        growth = 0.2 if method == "l2p" else 0.0
+        cost = measured(method, seed, 3, ratio, growth)
+        return make(method, seed, skill=skill, loss=loss, cost=cost, **fields)
+
+    restless = measured("inflora", 2, 3, 1.06)
+    restless["latency"][0]["stable"] = False
+    return [
+        *(costly("joint", seed, 0.96, 0.0, 1.0, joint=True) for seed in range(3)),
+        *(costly("duallora:gate=none", seed, 0.9, 0.03, 1.12) for seed in range(3)),
+        *(costly("inflora", seed, 0.89, 0.03, 1.06) for seed in range(2)),
+        make("inflora", 2, skill=0.89, loss=0.03, cost=restless),
+        *(costly("finetune", seed, 0.95, 0.2, 1.0) for seed in range(3)),
+        costly("l2p", 0, 0.85, 0.05, 2.1),
+        *(make("ncm", seed, skill=0.7, loss=0.02, cost=None) for seed in range(2)),
+        unfinished("ncm", 2, "failed", "ValueError: bad | pipe"),
+        unfinished("coda-prompt", 0, "skipped", "No weights here.", **skipped),
+        *(
+            costly("finetune", seed, 0.8, 0.2, 1.0, benchmark="cifar100", manifest=warned)
+            for seed in range(2)
+        ),
+        *(
+            costly("inflora", seed, 0.8, 0.02, 1.06, benchmark="cifar100", manifest=warned)
+            for seed in range(2)
+        ),
+        make("l2p", 0, "cifar100", skill=0.78, loss=0.05, manifest=warned),
+    ]

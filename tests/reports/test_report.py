@@ -9,14 +9,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import sem
 from scipy.stats import t as student
 
 from bench.metrics import METRICS
 from bench.record import Record
 from methods.errors import UsageError
 from reports.report import write_report
-from tests.reports.conftest import measured
 
 Make = Callable[..., Record]
 
@@ -39,12 +40,28 @@ def section(text: str, title: str) -> str:
     return text[start:end] if end > 0 else text[start:]
 
 
+def rows_of(section_text: str) -> list[list[str]]:
+    """The cells of all lines of tables."""
+    lines = [line for line in section_text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
 def row_of(section_text: str, method: str) -> list[str]:
-    line = next(line for line in section_text.splitlines() if line.startswith(f"| {method} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    """The first line of a table about a method, from its name on, without the marks of the best."""
+    found = next(cells for cells in rows_of(section_text) if method in cells[:2])
+    return [cell.replace("**", "").removesuffix(" ≈") for cell in found[found.index(method) :]]
+
+
+def headline_of(section_text: str) -> list[dict[str, str]]:
+    """The lines of a headline table, by the titles of its columns."""
+    start = section_text.index("| rank |")
+    header, _, *lines = rows_of(section_text[start : section_text.index("\n\n", start)])
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def shown(values: list[float], digits: int) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return f"{fmean(values):.{digits}f} ± {half:.{digits}f}"
 
@@ -68,14 +85,124 @@ def recomputed(record: Record) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("method", ["finetune", "duallora:gate=none"])
-def test_headline_follows_from_the_raw_matrices(text: str, records: list[Record], method: str) -> None:
-    runs = [recomputed(r) for r in records if r.method == method and r.benchmark == "digits"]
-    cells = row_of(section(text, "## digits"), method)
-    assert cells[1:6] == [shown([run[name] for run in runs], 2) for name in runs[0]]
-    assert cells[6] == "12"
-    assert cells[7] == shown([3 * 1.25, 3 * 2.25, 3 * 3.25], 1)
-    assert cells[8] == "3"
+def quotients(record: Record, batch: int) -> float:
+    """The latency ratio after the last task from the raw samples, written out a second time."""
+    (found,) = [at for at in record.cost.latency if (at.batch, at.experiences) == (batch, record.tasks)]  # type: ignore
+    rounds = [np.reshape(t.samples, (found.rounds, -1)) for t in (found.model, found.plain)]
+    model, plain = (np.median(samples, axis=1) for samples in rounds)
+    return float(np.median(model / plain))
+
+
+def expected(records: list[Record]) -> list[str]:
+    """A method's line of the headline, from raw counts and samples."""
+    runs = [recomputed(record) for record in records]
+    lines = [shown([run[name] for run in runs], 2) for name in ("accuracy", "incremental", "forgetting")]
+    costs: list[Any] = [record.cost for record in records]
+    if None in costs:
+        return [*lines, "—", "—", "—", "—"]
+    lines += [shown([quotients(record, batch) for record in records], 2) for batch in (1, 32)]
+    memory = [cost.peak_memory.training for cost in costs]
+    lines += [shown([(peak.peak - peak.baseline) / 2**20 for peak in memory], 0)]
+    (trainable,) = {cost.parameters.trainable[-1] for cost in costs}
+    return [*lines, f"{trainable:,}"]
+
+
+@pytest.fixture(scope="module")
+def eventful_text(eventful: list[Record], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(eventful, tmp_path_factory.mktemp("eventful")).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", ["finetune", "inflora", "duallora:gate=none", "l2p", "ncm"])
+def test_every_number_of_the_headline_follows_from_raw_counts_and_samples(
+    eventful_text: str, eventful: list[Record], method: str
+) -> None:
+    runs = [r for r in eventful if (r.method, r.benchmark) == (method, "digits") and r.done]
+    cells = row_of(section(eventful_text, "## digits"), method)
+    assert cells[1:-1] == expected(runs)
+    assert cells[-1].split()[0] == str(len(runs))
+
+
+def test_ranks_follow_the_accuracy_and_the_reference_has_none(
+    eventful_text: str, eventful: list[Record]
+) -> None:
+    lines = headline_of(section(eventful_text, "## digits"))
+    assert [line["rank"] for line in lines] == ["—", "1", "2", "3", "4", "5", "—"]
+    assert [line["method"] for line in lines][::6] == ["joint", "coda-prompt"]
+    finals = [
+        fmean(
+            recomputed(r)["accuracy"]
+            for r in eventful
+            if r.method == line["method"] and r.done and r.benchmark == "digits"
+        )
+        for line in lines[1:6]
+    ]
+    assert finals == sorted(finals, reverse=True)
+
+
+def marked(
+    eventful: list[Record], value: Callable[[Record], float], best: str, others: list[str]
+) -> dict[str, bool]:
+    """For each method whether the interval of its differences from the best leaves out zero."""
+    runs = {
+        (r.method, r.seed): value(r)
+        for r in eventful
+        if r.method in (best, *others) and r.benchmark == "digits"
+    }
+    apart = {}
+    for other in others:
+        gaps = np.array([runs[best, seed] - runs[other, seed] for seed in range(3)])
+        low, high = student.interval(0.95, 2, gaps.mean(), sem(gaps))
+        apart[other] = not low <= 0 <= high
+    return apart
+
+
+def test_marks_follow_from_paired_intervals(eventful_text: str, eventful: list[Record]) -> None:
+    column = {line["method"]: line for line in headline_of(section(eventful_text, "## digits"))}
+    final, ratio = "final accuracy (%) ↑", "latency ratio to the plain ViT, batch 32 ↓"
+    apart = marked(
+        eventful, lambda r: recomputed(r)["accuracy"], "duallora:gate=none", ["inflora", "finetune"]
+    )
+    assert apart == {"inflora": False, "finetune": True}
+    ends = {name: cells[final].endswith("≈") for name, cells in column.items()}
+    assert {name for name, tied in ends.items() if tied} == {"duallora:gate=none", "inflora"}
+    assert "**" not in "".join(cells[final] for cells in column.values())
+    apart = marked(eventful, lambda r: quotients(r, 32), "finetune", ["inflora", "duallora:gate=none"])
+    assert apart == {"inflora": True, "duallora:gate=none": True}
+    assert {name for name, cells in column.items() if "**" in cells[ratio]} == {"finetune"}
+    assert "≈" not in "".join(cells[ratio] for cells in column.values())
+
+
+def test_one_common_seed_marks_nothing(make: Make, tmp_path: Path) -> None:
+    text = write_report([make("a", skill=0.9), make("b", skill=0.5)], tmp_path).read_text(encoding="utf-8")
+    digits = section(text, "## digits")
+    assert "**" not in "".join(line for line in digits.splitlines() if line.startswith("|"))
+    assert "| 1 | a |" in digits
+    assert "no two of them have two seeds in common" in digits
+
+
+def test_a_contaminated_row_is_marked_and_explained(eventful_text: str) -> None:
+    cifar = section(eventful_text, "## cifar100")
+    assert row_of(cifar, "inflora †")
+    assert "**Warning:** † contaminated: micro_vit" in cifar
+    assert "†" not in section(eventful_text, "## digits")
+
+
+def test_the_top_says_what_was_compared_and_the_answer(eventful_text: str, eventful: list[Record]) -> None:
+    top = eventful_text[: eventful_text.index("\n## cifar100\n")]
+    assert "- Cells: 22, of which 20 done, 1 failed, 1 skipped" in top
+    assert "- No cell on cifar100 of: coda-prompt, duallora:gate=none, joint, ncm" in top
+    runs = {
+        (r.method, r.seed): recomputed(r)["accuracy"]
+        for r in eventful
+        if r.benchmark == "digits" and r.method in ("duallora:gate=none", "inflora")
+    }
+    gaps = np.array([runs["duallora:gate=none", seed] - runs["inflora", seed] for seed in range(3)])
+    low, high = student.interval(0.95, 2, gaps.mean(), sem(gaps))
+    assert f"{gaps.mean():.2f} points above inflora on 3 common seeds" in top
+    assert (
+        f"(95 % interval of the difference {low:.2f} to {high:.2f}). It is not told apart from: inflora."
+        in top
+    )
 
 
 def test_joint_has_a_final_accuracy_and_dashes(text: str, records: list[Record]) -> None:
@@ -85,15 +212,15 @@ def test_joint_has_a_final_accuracy_and_dashes(text: str, records: list[Record])
         if r.method == "joint" and r.correct and r.counts
     ]
     digits = section(text, "## digits")
-    assert row_of(digits, "joint")[1:6] == [shown(finals, 2), "—", "—", "—", "—"]
-    assert "Evaluated after the last task only: joint." in digits
+    assert row_of(digits, "joint")[1:4] == [shown(finals, 2), "—", "—"]
+    assert "joint: a reference, trained on all tasks at once" in digits
 
 
 def test_one_seed_has_no_interval_and_says_so(text: str) -> None:
     digits = section(text, "## digits")
     cells = row_of(digits, "l2p")
     assert "±" not in "".join(cells)
-    assert cells[8] == "1 of 2 (oom)"
+    assert cells[-1] == "1 of 2 (oom)"
     assert "One seed only, hence no interval: l2p." in digits
 
 
@@ -102,30 +229,37 @@ def test_what_did_not_finish_is_shown_and_not_averaged(text: str, records: list[
     assert "- l2p, seed 1: oom. The device ran out of memory." in digits
     assert r"- ncm, seed 0: failed. ValueError: bad \| pipe" in digits
     assert "- coda-prompt, seed 0: skipped. No weights here." in digits
-    assert row_of(digits, "ncm")[1:] == ["—"] * 7 + ["0 of 1 (failed)"]
+    assert row_of(digits, "ncm")[1:] == ["—"] * 4 + ["0 of 1 (failed)"]
     only = next(r for r in records if r.method == "l2p" and r.done and r.benchmark == "digits")
     assert row_of(digits, "l2p")[1] == f"{recomputed(only)['accuracy']:.2f}"
 
 
 def test_paired_differences_are_per_seed(text: str, records: list[Record]) -> None:
-    finals = {
-        (r.method, r.seed): recomputed(r)["accuracy"]
+    runs = {
+        (r.method, r.seed): recomputed(r)
         for r in records
-        if r.benchmark == "digits" and r.method in ("finetune", "duallora:gate=none")
+        if r.benchmark == "digits" and r.done and r.method != "joint"
     }
-    differences = [finals["finetune", s] - finals["duallora:gate=none", s] for s in range(3)]
+
+    def gaps(name: str) -> list[float]:
+        return [runs["finetune", s][name] - runs["duallora:gate=none", s][name] for s in range(3)]
+
     pairs = section(text, "### Differences from duallora:gate=none, paired by seed")
-    assert row_of(pairs, "finetune")[1:] == [shown(differences, 2), "0 of 3"]
-    assert "| l2p |" not in pairs
+    found = row_of(pairs, "finetune")
+    assert found[1] == shown(gaps("accuracy"), 2)
+    assert found[2] == ", ".join(f"{seed}: {gap:+.2f}" for seed, gap in enumerate(gaps("accuracy")))
+    assert found[3:] == ["0 of 3", shown(gaps("forgetting"), 2)]
+    one = runs["l2p", 0]["accuracy"] - runs["duallora:gate=none", 0]["accuracy"]
+    assert row_of(pairs, "l2p")[1:4] == [f"{one:.2f}", f"0: {one:+.2f}", "0 of 1"]
 
 
 def test_warnings_stand_above_the_table_they_concern(text: str) -> None:
     cifar, digits = section(text, "## cifar100"), section(text, "## digits")
-    warning = "> **Warning:** contaminated: micro_vit was pre-trained on these images (all cells)"
-    assert cifar.index(warning) < cifar.index("| method |")
+    warning = "> **Warning:** † contaminated: micro_vit was pre-trained on these images (all cells)"
+    assert cifar.index(warning) < cifar.index("| rank | method |")
     assert "contaminated" not in digits
     assert "Not all methods have results for the same seeds" in digits
-    assert "same seeds" not in cifar
+    assert "Not all methods" not in cifar
 
 
 WARNED: dict[str, tuple[dict[str, Any], str]] = {
@@ -208,22 +342,35 @@ def test_foreign_text_is_neutralised(make: Make, unfinished: Make, tmp_path: Pat
     outside_code = re.sub(r"(`+).*?(?<!`)\1(?!`)", "", text.replace("\\`", ""))
     assert "<img" not in outside_code
     assert not re.search(r"^# <", text, re.MULTILINE)
-    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
-    assert set(widths) <= {10, 3, 4}
+    for table in re.findall(r"^\|.*?$(?=\n\n)", text, re.MULTILINE | re.DOTALL):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     links = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert links
     assert all((tmp_path / link).is_file() for link in links)
 
 
-def test_costs_are_shown_where_they_were_measured(make: Make, tmp_path: Path) -> None:
-    cells = [make("a", seed, tasks=1, cost=measured("a", seed, 1, 2.0)) for seed in range(2)]
-    costs = section(write_report(cells, tmp_path).read_text(encoding="utf-8"), "### Costs")
-    assert "peak memory, training (rss, MiB)" in costs
-    assert "cuda" not in costs
-    assert row_of(costs, "a")[-1] == "0.20 ± 0.00"
-    nothing = write_report([make("a", tasks=1, cost=None)], tmp_path).read_text(encoding="utf-8")
-    assert "### Costs" not in nothing
-    assert row_of(section(nothing, "## digits"), "a")[6:8] == ["—", "—"]
+def test_without_costs_there_is_no_section_and_no_column_of_them(make: Make, tmp_path: Path) -> None:
+    text = write_report([make("a", tasks=1, cost=None)], tmp_path).read_text(encoding="utf-8")
+    assert "### Costs" not in text
+    (line,) = headline_of(section(text, "## digits"))
+    assert [title.partition(" (")[0] for title in line] == [
+        "rank",
+        "method",
+        "final accuracy",
+        "average incremental accuracy",
+        "forgetting",
+        "n",
+    ]
+
+
+def test_costs_have_a_table_each(eventful_text: str) -> None:
+    costs = section(section(eventful_text, "## digits"), "### Costs")
+    assert re.findall("^#### (.*)$", costs, re.MULTILINE) == [
+        "Latency of inference",
+        "Memory",
+        "Training",
+        "Sizes",
+    ]
 
 
 def test_no_records_is_a_usage_error(tmp_path: Path) -> None:

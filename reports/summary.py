@@ -9,7 +9,7 @@ from bench.record import Record
 from reports import ranking
 from reports.groups import Group, Row
 from reports.stats import estimate
-from reports.tables import accuracy
+from reports.tables import accuracy, warnings
 from reports.text import number
 
 
@@ -49,7 +49,7 @@ def answer(group: Group) -> str:
     ranked = [row for row in group.ranked if row.by_run(accuracy)]
     if not ranked:
         return "no method that learns task by task has a result."
-    return " ".join([_verdict(ranked), *_references(group), *_contamination(ranked)])
+    return " ".join([_verdict(ranked), *_references(group), *_caveat(group)])
 
 
 def _verdict(ranked: Sequence[Row]) -> str:
@@ -93,5 +93,7 @@ def _references(group: Group) -> list[str]:
     return [f"For reference, {row.method}, trained on all tasks at once: {_final(row)}." for row in rows]
 
 
-def _contamination(ranked: Sequence[Row]) -> list[str]:
-    return ["Contaminated: see the warning there."] if any(row.contaminated for row in ranked) else []
+def _caveat(group: Group) -> list[str]:
+    if any(row.contaminated for row in group.rows):
+        return ["Contaminated, see the warnings."]
+    return ["See the warnings."] if warnings(group) else []

@@ -36,10 +36,10 @@ INTERVAL_NOTE = (
 )
 DASH_NOTE = f"{DASH} means not defined or not measured."
 MARKS_NOTE = (
-    "Bold is the best of its column, where the 95 % t-interval of its difference from each other "
-    "method, on the same seeds and class orders, excludes 0. Methods with fewer than two common seeds "
-    f"have no interval; if the runner-up is one of them, nothing is bold. {TIED} marks the best and "
-    "those not told apart from it. The intervals are not corrected for the number of comparisons."
+    "Bold is the best of its column, where the 95 % t-interval of its difference from each other method, on "
+    "the same seeds and class orders, excludes 0. Methods with fewer than two common seeds have no interval; "
+    f"without one between the best and the runner-up nothing is bold. {TIED} marks the best and those not "
+    "told apart from it. The intervals are not corrected for the number of comparisons."
 )
 NO_MARKS_NOTE = (
     "Nothing is bold: methods are told apart by the interval of their differences, and no two of them "

@@ -98,7 +98,7 @@ def latency(group: Group) -> Table | None:
     )
     rows = tuple(
         _latency_row(row, batch, learnt)
-        for batch in batch_sizes(group.records)
+        for batch in batch_sizes(group.done)
         for row in group.rows
         for learnt in sorted({at.experiences for at in _at(row, batch)})
     )
@@ -139,10 +139,10 @@ def _conditions(row: Row) -> list[Conditions]:
 
 def timed_under(group: Group) -> list[str]:
     """What the latencies were measured under, in sentences; empty if none was measured."""
-    places = _distinct(conditions(record) for record in group.records)
+    places = _distinct(conditions(record) for record in group.done)
     if not places:
         return []
-    ways = _distinct(procedure(record) for record in group.records)
+    ways = _distinct(procedure(record) for record in group.done)
     beside = _distinct(", ".join(sorted(c.beside)) for row in group.rows for c in _conditions(row))
     return [
         f"Timed on {'; '.join(places)}; {'; '.join(ways)}. In the same rounds: {'; '.join(beside)}.",
@@ -280,7 +280,7 @@ def sizes(group: Group) -> Table | None:
 
 def _stored_columns(group: Group, kind: str, unit: str, scale: int) -> list[Column]:
     """In bytes; in elements where no cell has bytes, as in records of the older schemas."""
-    in_bytes = any(sizes_of(record, f"{kind}_bytes") for record in group.records)
+    in_bytes = any(sizes_of(record, f"{kind}_bytes") for record in group.done)
     if not in_bytes:
         return [Column(f"{kind} (elements), {end} task", _mean(_size(kind, 1, end), 0)) for end in ENDS]
     return [

@@ -92,6 +92,11 @@ class Group:
         return [record for row in self.rows for record in row.records]
 
     @property
+    def done(self) -> list[Record]:
+        """The cells that have results."""
+        return [record for row in self.rows for record in row.done]
+
+    @property
     def ranked(self) -> list[Row]:
         """The rows that are compared with each other, best first."""
         return [row for row in self.rows if row.competes]

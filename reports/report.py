@@ -190,8 +190,7 @@ def _all_facts(g: Group) -> dict[str, list[str]]:
     facts |= {"seeds": [str(seed) for seed in sorted({record.seed for record in g.records})]}
     facts |= {"classes of each task": _distinct(_task_sizes(record) for record in g.records)}
     facts |= {"machine": _distinct(f"{m.device}, {m.threads} threads" for m in manifests)}
-    facts |= {"timed on": _distinct(costs.conditions(record) for record in g.records)}
-    facts |= {"timing": _distinct(costs.procedure(record) for record in g.records)}
+    facts |= _timing(g)
     packages = sorted({package for m in manifests for package in m.versions})
     facts |= {
         f"version of {package}": _distinct(m.versions.get(package) for m in manifests) for package in packages
@@ -205,6 +204,15 @@ def _all_facts(g: Group) -> dict[str, list[str]]:
         "last end": [max(m.ended for m in manifests)],
     }
     return {name: values or [UNKNOWN] for name, values in facts.items()}
+
+
+def _timing(g: Group) -> dict[str, list[str]]:
+    """What latencies were measured under; empty if none was."""
+    facts = {
+        "timed on": _distinct(costs.conditions(record) for record in g.done),
+        "timing": _distinct(costs.procedure(record) for record in g.done),
+    }
+    return {name: values for name, values in facts.items() if values}
 
 
 def _task_sizes(record: Record) -> str | None:

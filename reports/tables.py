@@ -116,13 +116,13 @@ def headline(group: Group) -> Table:
 def compared(group: Group) -> list[Quantity]:
     """The quantities of the headline: its metrics, and those costs that any cell has."""
     metrics = [_metric_quantity(metric) for metric in METRICS if metric.name in HEADLINE]
-    sizes = batch_sizes(group.records)
+    sizes = batch_sizes(group.done)
     costs = [
         *(_ratio_quantity(size) for size in sorted({*sizes[:1], *sizes[-1:]})),
         *map(_memory_quantity, MEMORY),
         Quantity("trainable parameters, last task", _trainable, 0, "lower"),
     ]
-    return [*metrics, *(q for q in costs if any(q.value(record) is not None for record in group.records))]
+    return [*metrics, *(q for q in costs if any(q.value(record) is not None for record in group.done))]
 
 
 def standing(group: Group, quantity: Quantity) -> Standing:
@@ -273,7 +273,7 @@ def _equality(group: Group) -> list[str]:
 
 def _timing(group: Group) -> list[str]:
     found = []
-    conditions = [r.cost.conditions for r in group.records if r.cost and r.cost.conditions]
+    conditions = [r.cost.conditions for r in group.done if r.cost and r.cost.conditions]
     places = sorted({f"{c.device}, {c.threads} threads, {c.precision}" for c in conditions})
     if len(places) > 1:
         found.append(f"Latencies were measured under different conditions: {'; '.join(places)}.")

@@ -171,3 +171,13 @@ def test_lower_costs_are_better(make: Make) -> None:
     ratio = table.columns.index("latency ratio to the plain ViT, batch 1 ↓")
     (place,) = [(i, j) for i, j in table.bold if j == ratio]
     assert table.rows[place[0]][1] == "cheap"
+
+
+def test_the_costs_of_a_cell_that_failed_are_in_no_table(make: Make, unfinished: Make) -> None:
+    broken = unfinished("b", 0, "failed", "It broke.").model_dump(by_alias=True)
+    broken["cost"] = measured("b", 0, 3, 1.0)
+    found = one_group([make("a", cost=None), Record.model_validate(broken)])
+    assert costs.parts(found) == []
+    assert [quantity.title for quantity in compared(found) if "accuracy" not in quantity.title] == [
+        "forgetting (points)"
+    ]

@@ -129,3 +129,27 @@ def test_every_record_is_in_one_table(records: list[Record]) -> None:
 def test_the_same_cell_twice_is_refused(make: Make, unfinished: Make) -> None:
     with pytest.raises(UsageError, match="same cell: a on digits, seed 3"):
         group([make("a", 3), unfinished("a", 3, "failed", "It broke.")])
+
+
+def test_values_are_by_seed_and_class_order_and_all_or_none(make: Make) -> None:
+    (only,) = group([make("a", 0), make("a", 1, cost=None)])
+    (row,) = only.rows
+    orders = {(r.seed, tuple(r.class_order or ())): float(r.seed) for r in row.done}
+    assert row.by_run(lambda record: float(record.seed)) == orders
+    assert row.by_run(lambda record: 1.0 if record.cost else None) == {}
+
+
+def test_references_and_failures_do_not_compete(records: list[Record]) -> None:
+    digits = next(g for g in group(records) if g.benchmark == "digits")
+    assert [row.method for row in digits.ranked] == ["duallora:gate=none", "l2p", "finetune"]
+
+
+def test_a_reference_comes_first_even_if_it_is_worse(make: Make) -> None:
+    (only,) = group([make("a", skill=0.9), make("joint", skill=0.3, joint=True)])
+    assert [row.method for row in only.rows] == ["joint", "a"]
+
+
+def test_a_row_is_contaminated_if_a_cell_of_it_is(make: Make) -> None:
+    warned = {"warnings": ["contaminated: seen before"]}
+    (only,) = group([make("a", 0), make("a", 1, manifest=warned), make("b", 0)])
+    assert {row.method: row.contaminated for row in only.rows} == {"a": True, "b": False}

@@ -290,12 +290,24 @@ def test_conditions_are_told(text: str) -> None:
         "| version of torch | `2.9.0` |",
         f"| split sha256 | `{'ef' * 32}` |",
         "| commit | `1234567` |",
+        "| classes of each task | `2 2 2` |",
+        "| schema of the records | `4` |",
         "- finetune: `rank = 4`",
         "- `python -m bench run`",
     ):
         assert line in conditions
     orders = re.findall(r"^- seed (\d): `([\d ]+)`$", conditions, re.MULTILINE)
     assert [seed for seed, _ in orders] == ["0", "1", "2"]
+
+
+def test_the_conditions_of_the_timing_are_told(eventful_text: str) -> None:
+    conditions = section(eventful_text, "### Conditions of digits")
+    assert "| timed on | `cpu: a processor, fp32, 2 threads, images of 32 pixels` |" in conditions
+    assert "| timing | `10 calls of warm-up, then 4 rounds of 5 calls` |" in conditions
+
+
+def test_without_timing_there_are_no_conditions_of_it(text: str) -> None:
+    assert "| timed on |" not in text
 
 
 def test_every_metric_is_told_with_its_formula(text: str) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from bench.metrics import METRICS
 from bench.record import Record
 from methods.errors import UsageError
-from reports import costs, diagnostics, figures, summary, tables
+from reports import costs, diagnostics, figures, html, summary, tables
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, escape, in_table
 
 REPORT_NAME = "report.md"
+HTML_NAME = "report.html"
 
 UNKNOWN = "unknown"
 
@@ -22,7 +23,7 @@ Drawn = dict[str, list[str]]
 
 
 def write_report(records: Sequence[Record], out: Path) -> Path:
-    """Write `out`/report.md and its figures, `out`/figures/*.svg and *.png.
+    """Write `out`/report.md and its figures, `out`/figures/*.svg and *.png; report.html has them in it.
 
     Returns:
         The path of the report.
@@ -37,12 +38,18 @@ def write_report(records: Sequence[Record], out: Path) -> Path:
     groups = group(records)
     try:
         drawn = _draw(groups, out)
-        path = out / REPORT_NAME
-        path.write_text("\n".join(_lines(records, groups, drawn)) + "\n", encoding="utf-8", newline="\n")
+        text = "\n".join(_lines(records, groups, drawn)) + "\n"
+        path = _write(out / REPORT_NAME, text)
+        _write(out / HTML_NAME, html.page(text, lambda image: (out / image).read_bytes()))
     except OSError as error:
         raise UsageError(
             f"cannot write the report to '{out}' ({error.strerror}); give another --out"
         ) from None
+    return path
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 

@@ -221,7 +221,7 @@ def _inference_batch(row: Row) -> str:
 def training(group: Group) -> Table | None:
     """Seconds, images a second and energy, over all experiences of a stream."""
     columns = (
-        Column("whole stream (s)", _mean(_total("train_seconds"), 1)),
+        Column("whole stream (s)", _mean(lambda record: total(record, "train_seconds"), 1)),
         Column("per task (s)", _mean(_per_task("train_seconds"), 2)),
         Column("of it preparation (s)", _mean(_per_task("prepare_seconds"), 2)),
         Column("of it consolidation (s)", _mean(_per_task("consolidate_seconds"), 2)),
@@ -240,25 +240,23 @@ def _cost(record: Record) -> Cost:
     return record.cost or Cost()
 
 
-def _total(name: str) -> Callable[[Record], float | None]:
-    def total(record: Record) -> float | None:
-        values: Sequence[float | None] = getattr(_cost(record), name) or [None]
-        known = [value for value in values if value is not None]
-        return fsum(known) if len(known) == len(values) else None
-
-    return total
+def total(record: Record, name: str) -> float | None:
+    """A list of `bench.costs.Cost`, summed over the experiences; None if an entry is missing."""
+    values: Sequence[float | None] = getattr(_cost(record), name) or [None]
+    known = [value for value in values if value is not None]
+    return fsum(known) if len(known) == len(values) else None
 
 
 def _per_task(name: str) -> Callable[[Record], float | None]:
     def per_task(record: Record) -> float | None:
-        total = _total(name)(record)
-        return None if total is None else total / record.tasks
+        whole = total(record, name)
+        return None if whole is None else whole / record.tasks
 
     return per_task
 
 
 def _images_per_second(record: Record) -> float | None:
-    images, seconds = _total("train_images")(record), _total("train_seconds")(record)
+    images, seconds = total(record, "train_images"), total(record, "train_seconds")
     return images / seconds if images is not None and seconds else None
 
 

@@ -28,7 +28,7 @@ STYLE = """\
     --link: #6cb6ff; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 62rem; background: var(--paper);
+body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 66rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 0.8rem; }
 h1 { margin-top: 1rem; }
@@ -42,13 +42,14 @@ blockquote { margin: 1rem 0; padding: 0.1rem 1rem; border-left: 4px solid #bf870
 figcaption { color: var(--pale); font-size: 0.9rem; }
 figure { margin: 1.2rem 0; }
 figure > div, .table { overflow-x: auto; }
-img { display: block; max-width: 100%; min-width: min(34rem, 100vw * 1.6); height: auto; padding: 0.4rem;
+img { display: block; max-width: max(100%, 34rem); height: auto; padding: 0.4rem;
   background: #fff; border-radius: 4px; }
 .table { margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { vertical-align: bottom; background: var(--shade); min-width: 5rem; overflow-wrap: normal; }
-td:first-child { min-width: 8rem; }
+th, td { padding: 0.35rem 0.5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { vertical-align: bottom; overflow-wrap: normal; }
+tr > :first-child { position: sticky; left: 0; min-width: 6rem; background: var(--paper); }
+thead th, tr > th:first-child { background: var(--shade); }
 td[style*="right"] { white-space: nowrap; }
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.metrics import METRICS
 from bench.record import Record
 from methods.errors import UsageError
-from reports import costs, diagnostics, figures, html, summary, tables
+from reports import costs, diagnostics, figures, files, html, summary, tables
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, escape, in_table
@@ -23,7 +23,9 @@ Drawn = dict[str, list[str]]
 
 
 def write_report(records: Sequence[Record], out: Path) -> Path:
-    """Write `out`/report.md and its figures, `out`/figures/*.svg and *.png; report.html has them in it.
+    """Write `out`/report.md and its figures, `out`/figures/*.svg and *.png.
+
+    Beside them: report.html, the same in one file; tables/*.csv and *.tex; cells.csv with the raw numbers.
 
     Returns:
         The path of the report.
@@ -41,6 +43,8 @@ def write_report(records: Sequence[Record], out: Path) -> Path:
         text = "\n".join(_lines(records, groups, drawn)) + "\n"
         path = _write(out / REPORT_NAME, text)
         _write(out / HTML_NAME, html.page(text, lambda image: (out / image).read_bytes()))
+        files.write_tables(groups, out)
+        files.write_cells(groups, out)
     except OSError as error:
         raise UsageError(
             f"cannot write the report to '{out}' ({error.strerror}); give another --out"

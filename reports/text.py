@@ -12,6 +12,12 @@ _ENTITIES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
 #: What Markdown acts on inside a line; an underscore within a word is not.
 _ACTIVE = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
+#: Where a backslash keeps a text from becoming a heading, a list or a rule, or a heading from losing its end.
+_BLOCK = re.compile(r"(^[0-9]{1,9}(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|-[- ]*$)|(?<=\s)(?=#+$))")
+
+#: What a spreadsheet takes for a formula, full-width signs included; a number may have a sign.
+_FORMULA = re.compile(r"[=@\uff1d\uff0b\uff0d\uff20]|[+-](?![\d.,e±()/%\s\u2013-]*$)")
+
 
 def clean(text: str) -> str:
     """One line of printable characters: line breaks, tabs and control characters become spaces."""
@@ -24,7 +30,19 @@ def escape(text: str) -> str:
     >>> print(escape("a|b <b> *c* image_size"))
     a\|b &lt;b&gt; \*c\* image_size
     """
-    return _ACTIVE.sub(r"\\\g<0>", clean(text).translate(_ENTITIES))
+    return _BLOCK.sub(r"\1\\", _ACTIVE.sub(r"\\\g<0>", clean(text).translate(_ENTITIES)))
+
+
+def spreadsheet(text: str) -> str:
+    """Foreign text for a cell of a CSV file; a quote before it if a spreadsheet would run it as a formula.
+
+    Quoting in the file's own syntax does not help: the program removes it before it looks at the text.
+
+    >>> spreadsheet("=HYPERLINK(1)"), spreadsheet("-0.5 ± 0.1")
+    ("'=HYPERLINK(1)", '-0.5 ± 0.1')
+    """
+    shown = clean(text)
+    return f"'{shown}" if _FORMULA.match(shown) else shown
 
 
 def code(text: str) -> str:

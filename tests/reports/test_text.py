@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.text import clean, code, escape, in_table, number, significant, slug
+from reports.text import clean, code, escape, in_table, number, significant, slug, spreadsheet
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ from reports.text import clean, code, escape, in_table, number, significant, slu
         ("[link](url)", r"\[link\](url)"),
         ("back\\slash", r"back\\slash"),
         ("red\x1b[31m\u202e", r"red \[31m"),
+        ("# title #", r"\# title \#"),
+        ("- item", r"\- item"),
+        ("12. item", r"12\. item"),
+        ("---", r"\---"),
+        ("-0.5 and 1.5", "-0.5 and 1.5"),
     ],
 )
 def test_foreign_text_is_inert(text: str, shown: str) -> None:
@@ -80,3 +85,17 @@ def test_three_significant_digits(value: float, shown: str) -> None:
 def test_file_names_are_plain() -> None:
     assert slug("image-folder:path=../A b") == "image-folder-path-a-b"
     assert slug("///") == "unnamed"
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+cmd|' /C calc'!A0", "-2+SUM(A1)", "@sum", "\t=1", "\n=1", "\uff1d1", "=HYPERLINK(1)"]
+)
+def test_a_spreadsheet_finds_no_formula(text: str) -> None:
+    assert spreadsheet(text) == f"'{clean(text)}"
+
+
+@pytest.mark.parametrize(
+    "text", ["-0.52 ± 0.10", "+1.5", "-1.2e-05", "-0.1 (-0.3\N{EN DASH}0.2)", "a=b", "l2p", "—", ""]
+)
+def test_numbers_and_names_stay_as_they_are(text: str) -> None:
+    assert spreadsheet(text) == text

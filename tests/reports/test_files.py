@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from bench.metrics import METRICS
+from bench.record import Record
+from reports import tables
+from reports.files import as_csv, sheets, write_cells, write_tables
+from reports.groups import group
+from reports.report import write_report
+from reports.tables import Table
+from tests.reports.conftest import Make, measured
+
+
+@pytest.fixture(scope="module")
+def out(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(records, tmp_path_factory.mktemp("report")).parent
+
+
+@pytest.fixture
+def costly(make: Make) -> list[Record]:
+    return [make("a", seed, cost=measured("a", seed, 3, 2.0)) for seed in range(2)] + [make("b", cost=None)]
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_table_of_the_report_has_its_files(out: Path, records: list[Record]) -> None:
+    shown = (out / "report.md").read_text(encoding="utf-8").count("\n| method |")
+    for kind in ("csv", "tex"):
+        assert len(list((out / "tables").glob(f"*.{kind}"))) == shown
+    stems = {g.stem for g in group(records)}
+    names = {path.stem for path in (out / "tables").iterdir()}
+    assert {name for name in names if name.endswith("-headline")} == {f"{stem}-headline" for stem in stems}
+
+
+def test_a_new_kind_of_table_has_files_too(make: Make, tmp_path: Path) -> None:
+    told = {"gate": {"meaning": "A gate.", "values": [0.1, 0.2, 0.3]}}
+    groups = group([make("a", seed, diagnostics=told) for seed in range(2)])
+    names = [path.name for path in write_tables(groups, tmp_path)]
+    assert f"{groups[0].stem}-diagnostics.csv" in names
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(names)
+
+
+def test_a_csv_file_holds_the_cells_of_its_table(out: Path, records: list[Record]) -> None:
+    digits = next(g for g in group(records) if g.benchmark == "digits")
+    with (out / "tables" / f"{digits.stem}-headline.csv").open(encoding="utf-8", newline="") as file:
+        lines = [tuple(line) for line in csv.reader(file)]
+    found = tables.headline(digits)
+    assert lines == [found.columns, *found.rows]
+
+
+def test_a_latex_file_names_its_table(out: Path, records: list[Record]) -> None:
+    digits = next(g for g in group(records) if g.benchmark == "digits")
+    text = (out / "tables" / f"{digits.stem}-paired.tex").read_text(encoding="utf-8")
+    assert r"\caption{Differences from duallora:gate=none on digits, paired by seed." in text
+    assert f"\\label{{tab:{digits.stem}-paired}}" in text
+    assert [sheet.name for sheet in sheets(digits)][:2] == ["headline", "paired"]
+
+
+def test_formulas_are_guarded_and_numbers_are_not() -> None:
+    text = as_csv(Table(("method", "=a"), (("@b\nc", "-1.0 ± 2.0"), ('"d"', "1,000"))))
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["method", "'=a"],
+        ["'@b c", "-1.0 ± 2.0"],
+        ['"d"', "1,000"],
+    ]
+
+
+def test_cells_have_the_raw_numbers(out: Path, records: list[Record]) -> None:
+    lines = {(line["benchmark"], line["method"], line["seed"]): line for line in lines_of(out / "cells.csv")}
+    assert len(lines) == len(records)
+    for record in records:
+        line = lines[record.benchmark, record.method, str(record.seed)]
+        assert (line["status"], line["reason"]) == (record.status, record.reason or "")
+        for metric in METRICS:
+            value = (record.metrics or {}).get(metric.name)
+            told = line[f"{metric.name}_fraction"]
+            assert told == "" if value is None else float(told) == value
+
+
+def test_cells_have_what_was_measured(costly: list[Record], tmp_path: Path) -> None:
+    lines = lines_of(write_cells(group(costly), tmp_path))
+    _, line, other = sorted(lines, key=lambda line: (line["method"], line["seed"]))
+    cost = costly[1].cost
+    assert cost is not None
+    last = next(at for at in cost.latency or () if at.batch == 32 and at.experiences == 3)
+    assert float(line["latency_batch_32_median_seconds"]) == median(last.model.samples)
+    assert float(line["latency_batch_32_plain_vit_median_seconds"]) == median(last.plain.samples)
+    assert float(line["latency_batch_32_ratio_to_plain_vit"]) == last.ratio
+    assert float(line["train_total_seconds"]) == math.fsum(s for s in cost.train_seconds or () if s)
+    told = {
+        "peak_memory_kind": "rss",
+        "peak_memory_training_baseline_bytes": "400000000",
+        "prediction_flops_per_image": "200000000",
+        "plain_vit_flops_per_image": "100000000",
+        "parameters_stored_elements": "60000",
+        "parameters_trainable_elements": "10020",
+    }
+    assert {name: line[name] for name in told} == told
+    assert other["method"] == "b"
+    assert {value for name, value in other.items() if "latency" in name or name in told} == {""}
+
+
+def test_cells_have_their_conditions(out: Path) -> None:
+    line = lines_of(out / "cells.csv")[0]
+    told = {
+        "backbone": "micro_vit",
+        "protocol": "common",
+        "scale": "full",
+        "image_size_pixels": "32",
+        "precision": "fp32",
+        "device": "cpu: a processor",
+        "commit": "1234567",
+    }
+    assert {name: line[name] for name in told} == told
+
+
+def test_cells_are_safe_for_spreadsheets(make: Make, unfinished: Make, tmp_path: Path) -> None:
+    evil = '=HYPERLINK("http://e.org")'
+    groups = group([make(evil, manifest={"device": evil}), unfinished("b", 0, "failed", f"{evil}\nmore")])
+    with write_cells(groups, tmp_path).open(encoding="utf-8", newline="") as file:
+        cells = [cell for line in csv.reader(file) for cell in line]
+    assert not [cell for cell in cells if re.match(r"[=+@\s]", cell)]
+    assert f"'{evil} more" in cells

@@ -39,6 +39,7 @@ addEventListener("load", () => {
 </script>"""
 
 
+@pytest.fixture(scope="module")
 def chromium() -> str:
     """The browser's command."""
     named = os.environ.get("CHROMIUM")
@@ -50,24 +51,26 @@ def chromium() -> str:
     return found
 
 
-def opened(page: Path, probe: str, folder: Path) -> dict[str, Any]:
+def opened(chromium: str, page: Path, folder: Path) -> dict[str, Any]:
     """What the probe finds in a copy of the page."""
     text = page.read_text(encoding="utf-8")
     copy = folder / "alone.html"
-    copy.write_text(text.replace("<head>", f"<head>{probe}", 1), encoding="utf-8")
+    copy.write_text(text.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"]
-    command = [chromium(), *options, "--window-size=500,800", copy.as_uri()]
+    command = [chromium, *options, "--window-size=500,800", copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     found = re.search(r' data-found="([^"]*)"', done.stdout)
     assert found is not None, done.stderr[-2000:]
     return dict(json.loads(html.unescape(found[1])))
 
 
-def test_a_browser_shows_every_image_and_loads_nothing(records: list[Record], tmp_path: Path) -> None:
+def test_a_browser_shows_every_image_and_loads_nothing(
+    chromium: str, records: list[Record], tmp_path: Path
+) -> None:
     page = write_report(records, tmp_path / "report").with_suffix(".html")
     (tmp_path / "elsewhere").mkdir()
-    found = opened(page, PROBE, tmp_path / "elsewhere")
+    found = opened(chromium, page, tmp_path / "elsewhere")
     assert len(found["images"]) == 4
     assert all(complete and width > 100 and shown > 100 for complete, width, shown in found["images"])
     assert [name for name in found["loaded"] if not name.startswith("data:")] == []
@@ -78,10 +81,10 @@ def test_a_browser_shows_every_image_and_loads_nothing(records: list[Record], tm
     assert all(found["links"])
 
 
-def test_a_broken_image_would_be_seen(records: list[Record], tmp_path: Path) -> None:
+def test_a_broken_image_would_be_seen(chromium: str, records: list[Record], tmp_path: Path) -> None:
     page = write_report(records[-4:], tmp_path).with_suffix(".html")
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace("data:image/svg+xml;base64,", "figures/lost.svg?", 1), encoding="utf-8")
-    found = opened(page, PROBE, tmp_path)
+    found = opened(chromium, page, tmp_path)
     assert [width == 0 for _, width, _ in found["images"]] == [True, False]
     assert found["refused"]

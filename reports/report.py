@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.metrics import METRICS
 from bench.record import Record
 from methods.errors import UsageError
-from reports import costs, diagnostics, figures, files, html, summary, tables
+from reports import costs, diagnostics, figures, files, html, published, summary, tables
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, escape, in_table
@@ -117,6 +117,7 @@ def _results(g: Group, drawn: Drawn) -> Iterator[str]:
     for kind in ("curves", "matrices"):
         yield from _figure(g, drawn, kind)
     yield from _details(g)
+    yield from _published(g)
     yield from _diagnostics(g, drawn)
 
 
@@ -152,6 +153,19 @@ def _costs(g: Group) -> Iterator[str]:
         yield from _markdown(part.table)
         for note in part.notes:
             yield from [escape(note), ""]
+
+
+def _published(g: Group) -> Iterator[str]:
+    found = published.compare(g, published.load())
+    if found is None:
+        return
+    yield from ["### Published numbers", ""]
+    if found.table is not None:
+        yield from _markdown(found.table)
+    for note in found.notes:
+        yield from [escape(note), ""]
+    reasons = (f"({i}) {escape(reason)}" for i, reason in enumerate(found.reasons, start=1))
+    yield from _list_of("Not comparable, as published and here:", reasons)
 
 
 def _diagnostics(g: Group, drawn: Drawn) -> Iterator[str]:

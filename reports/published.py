@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from bench.benchmarks.base import first
 from bench.benchmarks.splits import class_order
 from bench.metrics import METRICS, Metric
 from bench.record import Record, complaint
@@ -90,7 +91,7 @@ class Result(_Part):
 
 
 class Source(_Part):
-    """One file. Conditions are of all results, of those `on` a benchmark, `of` a method (its name), of one."""
+    """One file. Conditions: of all results, of those `on` a benchmark, `of` a method (its name), of one."""
 
     title: str = Field(min_length=1)
     label: str = Field(min_length=1, description="in tables")
@@ -151,8 +152,9 @@ DUALLORA = (
 )
 HOW_TO_READ = (
     "Published values are as the sources give them: n is their number of runs, ± a standard deviation only "
-    "where sd is written. Here ± is the 95 % t-interval over seeds. What a source does not say is unknown "
-    "and counts as different."
+    "where sd is written. Here ± is the 95 % t-interval over seeds. Comparable means that all conditions are "
+    "known and equal; what a source does not say counts as different. Where nothing stands beside a value, "
+    f"{DASH}, no metric here is defined as it is, or its definition is not known."
 )
 
 
@@ -167,7 +169,7 @@ def compare(group: Group, sources: Sequence[Source]) -> Comparison | None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the table without its mark; `reason` is empty where the two values are comparable."""
+    """A line of the table without its mark; `reason` is empty where all conditions are equal."""
 
     cells: tuple[str, ...]
     reason: str
@@ -184,17 +186,25 @@ def _entries(row: Row, sources: Sequence[Source]) -> Iterator[_Entry]:
 
 def _of_result(row: Row, source: Source, result: Result) -> Iterator[_Entry]:
     conditions = source.conditions_of(result)
+    reason = "; ".join(_differences(row, conditions, result.doubt))
     for published in result.numbers:
         metric = BY_NAME[published.metric].title if published.metric else published.form or "unknown"
-        cells = (row.method, source.label, metric, _theirs(published, conditions), _ours(row, published))
-        yield _Entry(cells, "; ".join(_differences(row, conditions, published, result.doubt)))
+        where = f"{source.label}: {result.name}"
+        cells = (row.method, where, metric, _theirs(published, conditions), _ours(row, published))
+        yield _Entry(cells, reason)
 
 
 def _table(found: Sequence[_Entry], reasons: Sequence[str]) -> Table | None:
     columns = ("method", "source", "metric", "published", "here", "comparable")
-    marks = {reason: f"no ({i})" for i, reason in enumerate(reasons, start=1)}
-    rows = tuple((*entry.cells, marks.get(entry.reason, "yes")) for entry in found)
+    rows = tuple((*entry.cells, _mark(entry, reasons)) for entry in found)
     return Table(columns, rows) if rows else None
+
+
+def _mark(entry: _Entry, reasons: Sequence[str]) -> str:
+    """A value that no metric here is the same as has nothing beside it to be compared with."""
+    if entry.reason:
+        return f"no ({reasons.index(entry.reason) + 1})"
+    return "no" if entry.cells[-1] == DASH else "yes"
 
 
 def _notes(group: Group, sources: Sequence[Source], found: Sequence[_Entry]) -> Iterator[str]:
@@ -265,20 +275,21 @@ PROTOCOL = (
     "precision",
 )
 
+FOLLOWED = "after the authors' code"
+
 #: The methods that choose prompts, where choosing for a batch lets the task identity in.
 CHOOSING = ("l2p", "dualprompt")
 
 
-def _differences(row: Row, conditions: Conditions, published: Number, doubt: str | None) -> Iterator[str]:
-    """What differs in words, the unknown last; nothing if the two values are comparable."""
+def _differences(row: Row, conditions: Conditions, doubt: str | None) -> Iterator[str]:
+    """What differs in words, published vs here, the unknown last; nothing if all is known and equal."""
     pairs = list(_pairs(row, conditions))
-    yield from (f"{name} {theirs}, here {ours}" for name, theirs, ours in pairs if _differ(theirs, ours))
+    yield from (f"{name} {theirs} vs {ours}" for name, theirs, ours in pairs if _differ(theirs, ours))
     yield from conditions.departs
     yield from [doubt] if doubt else []
     lacking = [name for name, theirs, ours in pairs if theirs is None or ours is None]
-    lacking += [] if published.metric else ["a metric of this form here"]
     if lacking:
-        yield f"unknown: {', '.join(lacking)}"
+        yield f"unknown: {first(lacking, 3)}"
 
 
 def _differ(theirs: str | None, ours: str | None) -> bool:
@@ -290,7 +301,7 @@ def _pairs(row: Row, conditions: Conditions) -> Iterator[Pair]:
     protocol = _component(record, "protocol")
     yield "scale", "full", _text(record.config.get("scale"))
     yield "evaluated on", "test", _text(record.config.get("eval_on"))
-    yield "implementation", conditions.implementation, "the authors' code"
+    yield "implementation", _implementation(conditions.implementation), FOLLOWED
     yield "backbone", _tag(conditions.backbone), _text(protocol.get("backbone"))
     yield "split", conditions.split, _split(record)
     yield "class order", conditions.class_order, _order(row, conditions.class_order)
@@ -318,6 +329,11 @@ def _text(value: Any) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:g}"
     return value if isinstance(value, str) or value is None else json.dumps(value)
+
+
+def _implementation(theirs: str | None) -> str | None:
+    """The methods here were written after the authors' code, so that counts as theirs."""
+    return FOLLOWED if theirs == "the authors' code" else theirs
 
 
 def _tag(backbone: str | None) -> str | None:

@@ -165,7 +165,7 @@ def _published(g: Group) -> Iterator[str]:
     for note in found.notes:
         yield from [escape(note), ""]
     reasons = (f"({i}) {escape(reason)}" for i, reason in enumerate(found.reasons, start=1))
-    yield from _list_of("Not comparable, as published and here:", reasons)
+    yield from _list_of("Not comparable (published vs here):", reasons)
 
 
 def _diagnostics(g: Group, drawn: Drawn) -> Iterator[str]:

@@ -83,7 +83,7 @@ def test_all_the_same_and_known_is_comparable(cell: Make) -> None:
     found = compared([cell(1, correct=correct, counts=[100, 100])], source())
     assert found.table is not None
     assert found.table.rows == (
-        ("inflora", "A paper", "final accuracy", "86.50 ± 0.70 (sd, n = 5)", "75.00", "yes"),
+        ("inflora", "A paper: InfLoRA", "final accuracy", "86.50 ± 0.70 (sd, n = 5)", "75.00", "yes"),
     )
     assert found.reasons == ()
 
@@ -98,26 +98,26 @@ def test_here_is_the_mean_over_finished_seeds_of_the_same_metric(cell: Make) -> 
 
 
 OTHER_HERE: dict[str, tuple[dict[str, Any], str]] = {
-    "scale": ({"config": {"scale": "quick"}}, "scale full, here quick"),
-    "test images": ({"config": {"eval_on": "validation"}}, "evaluated on test, here validation"),
+    "scale": ({"config": {"scale": "quick"}}, "scale full vs quick"),
+    "test images": ({"config": {"eval_on": "validation"}}, "evaluated on test vs validation"),
     "backbone": (
         {"protocol": {"backbone": "micro_vit"}},
-        "backbone vit_base_patch16_224.augreg_in21k, here micro_vit",
+        "backbone vit_base_patch16_224.augreg_in21k vs micro_vit",
     ),
-    "image size": ({"protocol": {"image_size": 64}}, "image size 224, here 64"),
-    "epochs": ({"protocol": {"epochs": 4}}, "epochs 20, here 4"),
-    "batch size": ({"protocol": {"batch_size": 16}}, "batch size 128, here 16"),
-    "normalisation": ({"protocol": {"normalisation": "backbone"}}, "normalisation unit, here backbone"),
-    "augmentation": ({"protocol": {"augmentation": "flip"}}, "augmentation crop-flip, here flip"),
-    "schedule": ({"protocol": {"schedule": "cosine"}}, "schedule coda, here cosine"),
-    "heads": ({"protocol": {"head_init": "zero"}}, "head init default, here zero"),
-    "precision": ({"protocol": {"precision": "bf16"}}, "precision fp32, here bf16"),
-    "learning rate": ({"options": {"lr": 0.005}}, "lr 0.0005, here 0.005"),
-    "options": ({"method": "inflora:energy=sigma2"}, "options as published, here energy=sigma2"),
-    "class order": ({"class_order": [3, 1, 0, 2]}, "class order CODA-Prompt's rule, here another"),
+    "image size": ({"protocol": {"image_size": 64}}, "image size 224 vs 64"),
+    "epochs": ({"protocol": {"epochs": 4}}, "epochs 20 vs 4"),
+    "batch size": ({"protocol": {"batch_size": 16}}, "batch size 128 vs 16"),
+    "normalisation": ({"protocol": {"normalisation": "backbone"}}, "normalisation unit vs backbone"),
+    "augmentation": ({"protocol": {"augmentation": "flip"}}, "augmentation crop-flip vs flip"),
+    "schedule": ({"protocol": {"schedule": "cosine"}}, "schedule coda vs cosine"),
+    "heads": ({"protocol": {"head_init": "zero"}}, "head init default vs zero"),
+    "precision": ({"protocol": {"precision": "bf16"}}, "precision fp32 vs bf16"),
+    "learning rate": ({"options": {"lr": 0.005}}, "lr 0.0005 vs 0.005"),
+    "options": ({"method": "inflora:energy=sigma2"}, "options as published vs energy=sigma2"),
+    "class order": ({"class_order": [3, 1, 0, 2]}, "class order CODA-Prompt's rule vs another"),
     "split": (
         {"config": {"benchmark": {"name": "cifar100", "options": {"split": "mine.csv"}}}},
-        "split official, here by a list that was given",
+        "split official vs by a list that was given",
     ),
 }
 
@@ -131,20 +131,15 @@ def test_each_difference_is_named_alone(cell: Make, changes: dict[str, Any], rea
 
 
 OTHER_THERE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "implementation": ({"implementation": "a port"}, {}, "implementation a port, here the authors' code"),
+    "implementation": ({"implementation": "a port"}, {}, "implementation a port vs after the authors' code"),
     "part of a tag": (
         {"backbone": "augreg_in21k"},
         {},
-        "backbone augreg_in21k (not the whole tag), here vit_base_patch16_224.augreg_in21k",
+        "backbone augreg_in21k (not the whole tag) vs vit_base_patch16_224.augreg_in21k",
     ),
-    "own order": ({"class_order": "own order"}, {}, "class order own order, here CODA-Prompt's rule"),
+    "own order": ({"class_order": "own order"}, {}, "class order own order vs CODA-Prompt's rule"),
     "departures": ({"departs": ["drops a batch"]}, {}, "drops a batch"),
     "doubt": ({}, {"doubt": "rows may be swapped"}, "rows may be swapped"),
-    "metric": (
-        {},
-        {"numbers": [{"form": "best of all", "value": 1}]},
-        "unknown: a metric of this form here",
-    ),
 }
 
 
@@ -173,7 +168,7 @@ def test_seed_0_follows_both_rules_for_class_orders(cell: Make) -> None:
     for rule in ("own order", "CODA-Prompt's rule"):
         assert compared([cell(0)], source({"class_order": rule})).reasons == ()
     both = compared([cell(0), cell(1)], source({"class_order": "own order"}))
-    assert both.reasons == ("class order own order, here CODA-Prompt's rule",)
+    assert both.reasons == ("class order own order vs CODA-Prompt's rule",)
 
 
 @pytest.mark.parametrize("selection", ["sample", "batch"])
@@ -184,9 +179,7 @@ def test_prompts_chosen_by_batch_are_not_those_chosen_by_image(
     record = cell(method="l2p", options={"selection": selection})
     reasons = compared([record], source({"prompts_chosen_by": published_by}, method="l2p")).reasons
     here = "batch" if selection == "batch" else "image"
-    expected = (
-        f"prompts chosen by {published_by}, here {here}" if published_by else "unknown: prompts chosen by"
-    )
+    expected = f"prompts chosen by {published_by} vs {here}" if published_by else "unknown: prompts chosen by"
     assert reasons == (() if published_by == here else (expected,))
 
 
@@ -218,10 +211,17 @@ def test_of_duallora_it_says_that_nothing_could_be_verified(cell: Make, benchmar
     assert DUALLORA not in compared(records[1:], source()).notes
 
 
+def test_a_value_in_a_form_that_no_metric_has_is_not_comparable(cell: Make) -> None:
+    for number, name in (({"form": "best of all"}, "best of all"), ({}, "unknown")):
+        found = compared([cell()], source(numbers=[number | {"value": 1}]))
+        assert found.table is not None
+        assert found.table.rows[0][2:] == (name, "1.00 (n = 5)", "—", "no")
+
+
 def test_equal_reasons_are_told_once(cell: Make) -> None:
     numbers = [{"metric": "accuracy", "value": 1}, {"metric": "forgetting", "value": 2}]
     found = compared([cell(config={"scale": "quick"})], source(numbers=numbers))
-    assert found.reasons == ("scale full, here quick",)
+    assert found.reasons == ("scale full vs quick",)
     assert found.table is not None
     assert [line[-1] for line in found.table.rows] == ["no (1)", "no (1)"]
 
@@ -258,8 +258,8 @@ def test_the_report_shows_table_reasons_and_notes_escaped(
     monkeypatch.setattr(published, "load", lambda: (evil,))
     text = write_report([cell()], tmp_path).read_text(encoding="utf-8")
     part = text[text.index("### Published numbers") :]
-    assert "| inflora | A paper | final accuracy | 86.50 ± 0.70 (sd, n = 5) |" in part
-    assert r"- (1) implementation &lt;b&gt;\|\*theirs\*, here the authors' code" in part
+    assert "| inflora | A paper: InfLoRA | final accuracy | 86.50 ± 0.70 (sd, n = 5) |" in part
+    assert r"- (1) implementation &lt;b&gt;\|\*theirs\* vs after the authors' code" in part
 
 
 def test_without_sources_there_is_no_section(
@@ -339,4 +339,7 @@ def test_the_official_code_under_its_own_recipe_with_its_own_order_is_comparable
     record = make("inflora", 0, "cifar100", tasks=10, config=config, class_order=list(range(100)))
     found = compared([record], *load())
     assert found.table is not None
-    assert {line[1] for line in found.table.rows if line[-1] == "yes"} == {"InfLoRA's logs", "InfLoRA paper"}
+    assert {line[1] for line in found.table.rows if line[-1] == "yes"} == {
+        "InfLoRA's logs: InfLoRA",
+        "InfLoRA paper: InfLoRA",
+    }

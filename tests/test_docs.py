@@ -59,7 +59,7 @@ def test_the_example_of_a_method_runs_is_reported_on_and_keeps_the_contract(inst
     command, contract = blocks("adding-a-method.md")
     done = run(command, "--weights", "random", "--results", str(results))
     assert done.returncode == 0, done.stderr
-    assert "first-session:rank=2" in done.stdout
+    assert "first-task:rank=2" in done.stdout
     assert run(f"python -m bench report --results {results}").returncode == 0
     assert "Frobenius norm of the change" in (results / "report" / "report.md").read_text()
     checked = run(contract)

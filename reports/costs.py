@@ -163,9 +163,9 @@ def conditions(record: Record) -> str | None:
 
 
 def procedure(record: Record) -> str | None:
-    """How often a cell's models were called; None if it was not timed."""
-    ways = sorted({(at.warmup, at.rounds, at.model.n // at.rounds) for at in latencies(record)})
-    return "; ".join(f"{w} calls of warm-up, then {r} rounds of {n} calls" for w, r, n in ways) or None
+    """How often a cell's models were timed; None if they were not."""
+    ways = sorted({(at.batch, at.rounds, at.model.n // at.rounds) for at in latencies(record)})
+    return ", ".join(f"batch {b} in {r} rounds of {n} calls" for b, r, n in ways) or None
 
 
 def _sessions(group: Group) -> set[frozenset[tuple[str, str]]]:

@@ -15,7 +15,7 @@ from typing import Any
 from bench.costs import Peak
 from bench.metrics import METRICS
 from bench.record import Record
-from reports import costs, latex, tables
+from reports import costs, latex, published, tables
 from reports.groups import Group, Row
 from reports.tables import Table
 from reports.text import slug, spreadsheet
@@ -45,14 +45,17 @@ class Sheet:
 def sheets(group: Group) -> list[Sheet]:
     """The tables that the report shows of a group."""
     reference, pairs = tables.paired(group) or ("", None)
-    found = [
+    found = published.compare(group, published.load())
+    published_table = found.table if found else None
+    named = [
         ("headline", f"Results on {group.title}", tables.headline(group)),
         ("paired", f"Differences from {reference} on {group.title}, paired by seed", pairs),
         ("other-metrics", f"Other metrics on {group.title}", tables.other_metrics(group)),
         *((slug(p.title), f"{p.title} on {group.title}", p.table) for p in costs.parts(group)),
+        ("published", f"Published numbers and ours on {group.title}", published_table),
         ("diagnostics", f"Diagnostics on {group.title}", tables.told(group)),
     ]
-    return [Sheet(name, caption, table) for name, caption, table in found if table is not None]
+    return [Sheet(name, caption, table) for name, caption, table in named if table is not None]
 
 
 def write_tables(groups: Sequence[Group], out: Path) -> list[Path]:
@@ -138,8 +141,12 @@ def _sizes(record: Record) -> dict[str, Any]:
     return {
         "prediction_flops_per_image": flops[-1] if flops else None,
         "plain_vit_flops_per_image": record.cost.plain_flops if record.cost else None,
-        **{name: (tables.sizes(record, kind) or [None])[-1] for kind, name in SIZES.items()},
+        **{name: _last(tables.sizes(record, kind)) for kind, name in SIZES.items()},
     }
+
+
+def _last(values: Sequence[int]) -> int | None:
+    return values[-1] if values else None
 
 
 def _conditions(record: Record) -> dict[str, Any]:

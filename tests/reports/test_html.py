@@ -30,6 +30,7 @@ TAGS = {
         "h1",
         "h2",
         "h3",
+        "h4",
         "p",
         "blockquote",
         "ul",

@@ -9,8 +9,8 @@ import pytest
 
 from bench.record import Record
 from methods.errors import UsageError
-from reports import diagnostics, figures
-from reports.figures import by_block, hundredths, write_choices, write_diagnostics
+from reports import diagnostics
+from reports.figures import by_block, hundredths, style, write_choices, write_diagnostics
 from reports.groups import Row, group
 from reports.report import write_report
 from reports.tables import told
@@ -250,7 +250,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
 
     def draw(*records: Record, write: Callable[..., Any] = write_diagnostics) -> Any:
         kept: list[Any] = []
-        monkeypatch.setattr(figures, "_saved", lambda make_figure, stem: kept.append(make_figure()))
+        monkeypatch.setattr(style, "saved", lambda make_figure, stem: kept.append(make_figure()))
         (only,) = group(records)
         write(only, tmp_path)
         return kept[0]

@@ -1,0 +1,25 @@
+"""The figures of a group, as SVG and PNG; each function gives the files it wrote, none without the data.
+
+All are readable at half width and in grey: every method has a marker of its own and is named where it is
+drawn, and the colour map of the heat maps rises evenly in lightness.
+"""
+
+from reports.figures.curves import write_curves
+from reports.figures.diagnostics import by_block, write_choices, write_diagnostics
+from reports.figures.heatmap import hundredths
+from reports.figures.labels import spread
+from reports.figures.matrices import mean_matrix, write_matrices
+from reports.figures.style import Style, styles_of
+
+__all__ = [
+    "Style",
+    "by_block",
+    "hundredths",
+    "mean_matrix",
+    "spread",
+    "styles_of",
+    "write_choices",
+    "write_curves",
+    "write_diagnostics",
+    "write_matrices",
+]

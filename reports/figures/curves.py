@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from bench.metrics import incremental_accuracies
 from reports.figures import style
+from reports.figures.grid import Room, grid
 from reports.figures.labels import short
-from reports.figures.lines import End, draw_band, draw_line, known, name_ends
+from reports.figures.lines import End, draw_band, draw_line, known, name_ends, room_for
 from reports.figures.style import GRID, LABEL_HEIGHT, WIDTH, Style
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
@@ -35,12 +36,9 @@ def write_curves(group: Group, styles: dict[str, Style], folder: Path) -> list[P
 
 
 def _figure(rows: Sequence[Row], styles: dict[str, Style]) -> Figure:
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    height = max(3.6, 1.6 + 0.25 * len(rows))
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = grid(1, 1, _room([_label(row) for row in rows]))
     alpha = 0.5 / max(len(rows), 4)
     ends = [_draw(axes, row, styles[row.method], alpha) for row in rows]
     axes.set_xlim(0.8, rows[0].records[0].tasks + 0.2)
@@ -49,8 +47,19 @@ def _figure(rows: Sequence[Row], styles: dict[str, Style]) -> Figure:
     axes.set_ylabel("accuracy, mean over tasks learnt (%)")
     axes.grid(axis="y", **GRID)
     axes.set_ylim(*_limits(axes))
-    name_ends(axes, ends, LABEL_HEIGHT / (height - 0.7))
+    name_ends(axes, ends, LABEL_HEIGHT)
     return figure
+
+
+def _room(labels: Sequence[str]) -> Room:
+    right, left = room_for(labels), 0.62
+    height = max(2.9, 0.25 * len(labels) + 0.9)
+    return Room(WIDTH - left - right, height, left=left, right=right, bottom=0.55)
+
+
+def _label(row: Row) -> str:
+    _, end = known(_curve(row))[-1]
+    return f"{short(row.method, LABEL_LENGTH)}  {number(end.mean, 1)}"
 
 
 def _draw(axes: Axes, row: Row, look: Style, alpha: float) -> End:
@@ -60,7 +69,7 @@ def _draw(axes: Axes, row: Row, look: Style, alpha: float) -> End:
         axes.hlines(end.mean, last - 0.5, last + 0.2, look.colour, linestyles=(0, (4, 3)), linewidth=1.3)
     draw_line(axes, points, look)
     draw_band(axes, points, look, alpha)
-    return End(end.mean, f"{short(row.method, LABEL_LENGTH)}  {number(end.mean, 1)}", look)
+    return End(end.mean, _label(row), look)
 
 
 def _curve(row: Row) -> list[Estimate | None]:

@@ -11,6 +11,7 @@ from reports.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 Matrix = Sequence[Sequence[float | None]]
@@ -40,19 +41,28 @@ def _ticks(count: int) -> range:
 
 def print_values(image: AxesImage, matrix: Matrix, text: Callable[[float], str]) -> None:
     """Each value in its cell, dark on light and light on dark."""
-    size = 11 if max(len(matrix), len(matrix[0])) <= 5 else 9
-    colours = image.to_rgba(image.get_array())
+    import numpy as np
+
+    size = 10 if max(len(matrix), len(matrix[0])) <= 5 else 8
+    colours = image.to_rgba(np.array(matrix, dtype=float))
     for i, line in enumerate(matrix):
         for j, value in enumerate(line):
             if value is not None:
                 ink = _ink_on(colours[i, j])
-                cell = image.axes.text(j, i, text(value), ha="center", va="center", color=ink, fontsize=size)
-                cell.set_in_layout(False)  # it lies within the axes: measuring it would cost time only
+                image.axes.text(j, i, text(value), ha="center", va="center", color=ink, fontsize=size)
 
 
 def _ink_on(colour: Sequence[float]) -> str:
     red, green, blue, _ = colour
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def colour_bar(figure: Figure, image: AxesImage, left: float, width: float, label: str) -> None:
+    """The meaning of the colours, at the bottom of the figure; inches."""
+    across, up = figure.get_size_inches()
+    place = figure.add_axes((left / across, 0.42 / up, width / across, 0.1 / up))
+    figure.colorbar(image, cax=place, orientation="horizontal", label=label)
+    place.tick_params(labelsize=8, length=2)
 
 
 def hundredths(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -32,3 +33,105 @@ def _mean(values: Sequence[float]) -> float:
 def short(name: str, most: int) -> str:
     """At most `most` characters: the middle gives way, since variants differ at the end."""
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
+
+
+# ---- labels beside points ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle, in points of 1/72 inch."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlap(self, other: Box) -> float:
+        """The area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return max(width, 0.0) * max(height, 0.0)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place where a label may stand, and how little it is liked there."""
+
+    box: Box
+    dislike: float
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What a label should not cover; `weight` for each square point that it does."""
+
+    box: Box
+    weight: float
+
+
+#: Distances of a label from its point, in points, the nearest first, and directions, the best first.
+DISTANCES = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
+DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+
+#: What a square point of one label on another costs, and a point of distance.
+COLLISION = 20.0
+AWAY = 2.0
+
+#: Rounds in which each label may move once the others have their place.
+ROUNDS = 4
+
+
+def around(x: float, y: float, width: float, height: float, area: Box) -> list[Spot]:
+    """Where a label of this size may stand beside a point, moved into the area where it sticks out."""
+    return [
+        Spot(_inside(_beside(x, y, width, height, distance, direction), area), AWAY * distance + rank)
+        for distance in DISTANCES
+        for rank, direction in enumerate(DIRECTIONS)
+    ]
+
+
+def _beside(x: float, y: float, width: float, height: float, away: float, towards: tuple[int, int]) -> Box:
+    across, up = towards
+    reach = away * (0.7 if across and up else 1.0)
+    left = x + across * reach - width * (1 - across) / 2
+    bottom = y + up * reach - height * (1 - up) / 2
+    return Box(left, bottom, left + width, bottom + height)
+
+
+def _inside(box: Box, area: Box) -> Box:
+    across = max(area.left - box.left, 0.0) + min(area.right - box.right, 0.0)
+    up = max(area.bottom - box.bottom, 0.0) + min(area.top - box.top, 0.0)
+    return Box(box.left + across, box.bottom + up, box.right + across, box.top + up)
+
+
+def along(y: float, width: float, height: float, area: Box) -> list[Spot]:
+    """Where a label of this size may stand on a horizontal line: above or below, at the right end first."""
+    steps = 8
+    room = area.right - area.left - width
+    return [
+        Spot(_inside(Box(left, y + up, left + width, y + up + height), area), 4.0 * step + dislike)
+        for step in range(steps + 1)
+        for left in [area.right - width - room * step / steps]
+        for up, dislike in ((2.0, 0.0), (-height - 2.0, 1.0))
+    ]
+
+
+def place(wishes: Sequence[Sequence[Spot]], obstacles: Sequence[Obstacle]) -> list[Box]:
+    """A spot for each label: the least disliked and the least covered, one label after the other, and again
+    once all have a place."""
+    fixed = [[_price(spot, obstacles) for spot in spots] for spots in wishes]
+    placed: list[Box | None] = [None] * len(wishes)
+    for _ in range(ROUNDS):
+        for i, spots in enumerate(wishes):
+            others = [box for j, box in enumerate(placed) if box is not None and j != i]
+            prices = [
+                price + COLLISION * sum(spot.box.overlap(box) for box in others)
+                for spot, price in zip(spots, fixed[i], strict=True)
+            ]
+            placed[i] = spots[prices.index(min(prices))].box
+    return [box for box in placed if box is not None]
+
+
+def _price(spot: Spot, obstacles: Sequence[Obstacle]) -> float:
+    return spot.dislike + sum(o.weight * spot.box.overlap(o.box) for o in obstacles)

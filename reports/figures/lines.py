@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reports.figures.labels import spread
-from reports.figures.style import Style
+from reports.figures.style import CHARACTER_WIDTH, Style
 from reports.stats import Estimate
 
 if TYPE_CHECKING:
@@ -66,16 +66,18 @@ def draw_band(axes: Axes, points: Points, style: Style, alpha: float) -> None:
 
 
 def name_ends(axes: Axes, ends: Sequence[End], gap: float) -> None:
-    """Each line's marker and label to the right of its end, at least `gap` of the axes' height apart.
+    """Each line's marker and label to the right of its end, at least `gap` inches apart.
 
     The limits of the axes must be final.
     """
+    width, height = _inches(axes)
     to_fraction = axes.transScale + axes.transLimits
-    heights = [float(to_fraction.transform((1, end.height))[1]) for end in ends]
-    for end, height, y in zip(ends, heights, spread(heights, gap, 0.0, 1.0), strict=True):
+    heights = [float(to_fraction.transform((axes.get_xlim()[1], end.height))[1]) for end in ends]
+    places = spread(heights, gap / height, 0.0, 1.0)
+    for end, wanted, y in zip(ends, heights, places, strict=True):
         axes.plot(
-            [1.0, 1.045],
-            [height, y],
+            [1.0, 1.0 + 0.17 / width],
+            [wanted, y],
             transform=axes.transAxes,
             color=end.style.colour,
             linewidth=0.9,
@@ -84,4 +86,13 @@ def name_ends(axes: Axes, ends: Sequence[End], gap: float) -> None:
             markersize=6,
             clip_on=False,
         )
-        axes.text(1.07, y, end.label, transform=axes.transAxes, va="center")
+        axes.text(1.0 + 0.27 / width, y, end.label, transform=axes.transAxes, va="center")
+
+
+def room_for(ends: Sequence[str]) -> float:
+    """Inches that labels at the ends of lines take beside the axes."""
+    return 0.35 + CHARACTER_WIDTH * max(map(len, ends))
+
+
+def _inches(axes: Axes) -> tuple[float, float]:
+    return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.figures import style
-from reports.figures.heatmap import MOST_PRINTED, Matrix, heat_map, print_values
+from reports.figures.grid import Room, grid
+from reports.figures.heatmap import MOST_PRINTED, Matrix, colour_bar, heat_map, print_values
 from reports.figures.labels import short
-from reports.figures.style import CHARACTER_WIDTH, WIDTH
+from reports.figures.style import CHARACTER_WIDTH
 from reports.groups import Group, Row
 from reports.stats import estimate
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+
+COLUMNS = 3
+ROOM = Room(width=1.95, height=1.95, across=0.32, down=0.5, left=0.5, right=0.2, bottom=0.98, top=0.3)
 
 
 def write_matrices(group: Group, folder: Path) -> list[Path]:
@@ -41,25 +45,16 @@ def mean_matrix(row: Row) -> list[list[float | None]]:
 
 
 def _figure(rows: Sequence[Row]) -> Figure:
-    from matplotlib.figure import Figure
-
     matrices = [mean_matrix(row) for row in rows]
-    columns = min(len(rows), 3 if len(matrices[0]) <= 5 else 2)
-    lines = ceil(len(rows) / columns)
-    panel = (WIDTH - 1.1) / max(columns, 2)
-    size = (panel * columns + 1.1, (panel + 0.3) * lines + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    figure, places = grid(len(rows), COLUMNS, ROOM)
     limits = _colour_limits(matrices)
     images = [
-        _draw(axes, short(row.method, int(panel / CHARACTER_WIDTH)), matrix, limits)
-        for axes, row, matrix in zip(panels, rows, matrices, strict=False)
+        _draw(axes, short(row.method, int(ROOM.width / CHARACTER_WIDTH)), matrix, limits)
+        for axes, row, matrix in zip(places, rows, matrices, strict=True)
     ]
-    for axes in panels[len(rows) :]:
-        axes.set_visible(False)
-    figure.supxlabel("tested on task", fontsize=10)
-    figure.supylabel("after learning task", fontsize=10)
-    figure.colorbar(images[0], ax=panels, label="accuracy (%)", shrink=min(0.9, 1.6 / lines), aspect=25)
+    places[0].set_ylabel("after learning task")
+    places[-1].set_xlabel("tested on task")
+    colour_bar(figure, images[0], ROOM.left, min(len(rows), 2) * ROOM.width, "accuracy (%)")
     return figure
 
 

@@ -68,7 +68,11 @@ def _draw_group(g: Group, styles: dict[str, figures.Style], out: Path) -> Drawn:
     folder = out / "figures"
     written = {
         "curves": figures.write_curves(g, styles, folder),
+        "tradeoff": figures.write_tradeoff(g, styles, folder),
+        "forgetting": figures.write_forgetting(g, folder),
         "matrices": figures.write_matrices(g, folder),
+        "growth": figures.write_growth(g, styles, folder),
+        "latency": figures.write_latency(g, styles, folder),
         "diagnostics": figures.write_diagnostics(g, folder),
         "choices": figures.write_choices(g, folder),
     }
@@ -97,7 +101,13 @@ def _top(records: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
 
 CAPTIONS = {
     "curves": "Accuracy after each task, {}; lines are means over seeds, bands their 95 % t-intervals",
+    "tradeoff": "Final accuracy against latency and training memory, {}; means over seeds, bars their 95 % "
+    "t-intervals, the grey line the Pareto front, dashed what is evaluated after the last task only",
+    "forgetting": "Accuracy lost of each task by the end, {}; means over seeds",
     "matrices": "Accuracy matrices, {}; means over seeds",
+    "growth": "Costs against the number of tasks learnt, {}; means over seeds, bands their 95 % t-intervals",
+    "latency": "Times of inference after the last task, {}; of all seeds: box from the 25th to the 75th "
+    "percentile with the median, line 5th to 95th, diamond 99th, dashed the plain ViT's median",
     "diagnostics": "Diagnostics by block and task, {}; means over seeds",
     "choices": "Which prompts test images were given, by task, {}; one seed of each method",
 }
@@ -114,7 +124,7 @@ def _results(g: Group, drawn: Drawn) -> Iterator[str]:
     for note in tables.notes(g):
         yield from [escape(note), ""]
     yield from _list_of("Not finished, and not part of any mean:", map(escape, tables.unfinished(g)))
-    for kind in ("curves", "matrices"):
+    for kind in ("curves", "tradeoff", "forgetting", "matrices", "growth", "latency"):
         yield from _figure(g, drawn, kind)
     yield from _details(g)
     yield from _published(g)

@@ -52,7 +52,7 @@ def _figure(rows: Sequence[Row], styles: dict[str, Style]) -> Figure:
 
 
 def _room(labels: Sequence[str]) -> Room:
-    right, left = room_for(labels), 0.62
+    right, left = room_for(labels), 0.72
     height = max(2.9, 0.25 * len(labels) + 0.9)
     return Room(WIDTH - left - right, height, left=left, right=right, bottom=0.55)
 

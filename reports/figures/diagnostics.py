@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from bench.record import is_list
 from reports import diagnostics
 from reports.figures import style
-from reports.figures.heatmap import MOST_PRINTED, Matrix, heat_map, hundredths, print_values
+from reports.figures.heatmap import (
+    MOST_PRINTED,
+    Matrix,
+    heat_map,
+    hundredths,
+    number_columns,
+    number_lines,
+    print_values,
+)
 from reports.figures.labels import short
 from reports.figures.style import CHARACTER_WIDTH, WIDTH
 from reports.groups import Group
@@ -80,6 +88,8 @@ def _draw_panel(
 ) -> AxesImage:
     """A heat map with the names of what goes across and down, its title, and the bar of its colours."""
     image = heat_map(axes, panel.values, *limits)
+    number_columns(axes, len(panel.values[0]))
+    number_lines(axes, len(panel.values))
     axes.set_aspect("auto")
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylabel(down, fontsize=8)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.record import Record
 from reports.figures import style
 from reports.figures.grid import Room, grid
-from reports.figures.heatmap import MOST_PRINTED, colour_bar, heat_map, print_values
+from reports.figures.heatmap import MOST_PRINTED, colour_bar, heat_map, number_columns, print_values
 from reports.figures.labels import short
 from reports.groups import Group, Row
 from reports.stats import estimate
@@ -63,6 +63,7 @@ def _figure(rows: Sequence[Row]) -> Figure:
     values = [value for losses in matrix for value in losses if value is not None]
     image = heat_map(axes, matrix, min(0.0, *values), max(10.0, *values), colours="cividis_r")
     axes.set_aspect("auto")
+    number_columns(axes, len(matrix[0]))
     if len(matrix[0]) <= MOST_PRINTED:
         print_values(image, matrix, lambda value: number(value, 0))
     axes.set_yticks(range(len(rows)), [short(row.method, LABEL_LENGTH) for row in rows], fontsize=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from bench.record import Record
 from reports.figures import style
 from reports.figures.grid import Room, grid, spans_wide
 from reports.figures.labels import short
-from reports.figures.lines import End, Points, draw_band, draw_line, known, name_ends, room_for
-from reports.figures.style import GRID, LABEL_HEIGHT, WIDTH, Style
+from reports.figures.lines import End, Points, draw_band, draw_line, inches, known, name_ends, room_for
+from reports.figures.style import GRID, LABEL_HEIGHT, WIDTH, Style, set_title
 from reports.groups import Group, Row
 from reports.stats import estimate
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABEL_LENGTH = 15
+LABEL_LENGTH = 17
 COLUMNS = 2
 LEFT = 0.6
 
@@ -47,8 +48,11 @@ class Panel:
 
 
 def write_growth(group: Group, styles: dict[str, Style], folder: Path) -> list[Path]:
-    """A panel for each quantity that was measured; empty without any, and for a single task."""
-    panels = panels_of(style.followed(group))
+    """A panel for each quantity that was measured; empty without any, and for a single task.
+
+    What learns all tasks at once is left out: nothing of it follows their number.
+    """
+    panels = panels_of([row for row in style.followed(group) if not row.last_only])
     if not panels:
         return []
     return style.saved(lambda: _figure(panels, styles), folder / f"{group.stem}-growth")
@@ -127,7 +131,7 @@ def _room(names: Sequence[str]) -> Room:
     right = room_for(names)
     width = (WIDTH - COLUMNS * (LEFT + right)) / COLUMNS
     height = max(1.3, LABEL_HEIGHT * len(names))
-    return Room(width, height, across=LEFT + right, down=0.6, left=LEFT, right=right, bottom=0.5, top=0.3)
+    return Room(width, height, across=LEFT + right, down=0.65, left=LEFT, right=right, bottom=0.5, top=0.35)
 
 
 def _draw(axes: Axes, panel: Panel, styles: dict[str, Style], last: int) -> None:
@@ -136,7 +140,7 @@ def _draw(axes: Axes, panel: Panel, styles: dict[str, Style], last: int) -> None
     for method, points in panel.lines.items():
         draw_line(axes, points, styles[method], size=4.5)
         draw_band(axes, points, styles[method], alpha=0.12)
-    axes.set_title(panel.quantity.title, fontsize=10, loc="left", x=-LEFT / 2)
+    set_title(axes, panel.quantity.title, pad=9.0, x=-0.8 * LEFT / inches(axes)[0])
     axes.set_xlim(0.8, last + 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     _scale(axes, panel)
@@ -150,10 +154,17 @@ def _scale(axes: Axes, panel: Panel) -> None:
 
     means = [found.mean for points in panel.lines.values() for _, found in points]
     if spans_wide(means):
-        axes.set_yscale("symlog", linthresh=min(mean for mean in means if mean > 0), linscale=0.5)
-        axes.set_ylim(bottom=min(0.0, *means) if min(means) <= 0 else min(means) / 1.5)
+        least = min(mean for mean in means if mean > 0)
+        axes.set_yscale("symlog", linthresh=least, linscale=0.5)
+        axes.set_ylim(bottom=0.0 if min(means) == 0 else least)
+        axes.set_yticks([*([0.0] if min(means) == 0 else []), *_decades(least, max(means))])
     if panel.quantity.unit is not None:
         axes.yaxis.set_major_formatter(EngFormatter(unit=panel.quantity.unit, sep=""))
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """The powers of ten from low to high."""
+    return [10.0**power for power in range(ceil(log10(low)), floor(log10(high)) + 1)]
 
 
 def _ends(panel: Panel, styles: dict[str, Style]) -> list[End]:

@@ -21,16 +21,27 @@ MOST_PRINTED = 10
 
 
 def heat_map(axes: Axes, matrix: Matrix, low: float, high: float, colours: str = "cividis") -> AxesImage:
-    """Lines downwards, columns to the right, both numbered from 1; None stays blank."""
+    """Lines downwards, columns to the right, without numbers; None stays blank."""
     import numpy as np
 
     image = axes.imshow(np.array(matrix, dtype=float), cmap=colours, vmin=low, vmax=high)
-    for place, count in ((axes.set_xticks, len(matrix[0])), (axes.set_yticks, len(matrix))):
-        ticks = _ticks(count)
-        place(ticks, [str(i + 1) for i in ticks])
+    axes.set_xticks([])
+    axes.set_yticks([])
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
     return image
+
+
+def number_columns(axes: Axes, count: int) -> None:
+    """From 1, below."""
+    ticks = _ticks(count)
+    axes.set_xticks(ticks, [str(i + 1) for i in ticks])
+
+
+def number_lines(axes: Axes, count: int) -> None:
+    """From 1, to the left."""
+    ticks = _ticks(count)
+    axes.set_yticks(ticks, [str(i + 1) for i in ticks])
 
 
 def _ticks(count: int) -> range:

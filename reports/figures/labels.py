@@ -35,6 +35,15 @@ def short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
+def text_width(text: str, size: float) -> float:
+    """How wide a text of this font size is, both in points of 1/72 inch."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return float(width)
+
+
 # ---- labels beside points ----------------------------------------------------------------------
 
 

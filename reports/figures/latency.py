@@ -12,7 +12,7 @@ from bench.costs import Latency, percentiles
 from reports.figures import style
 from reports.figures.grid import Room, grid, spans_wide
 from reports.figures.labels import short
-from reports.figures.style import FAINT, GRID, INK, Style
+from reports.figures.style import FAINT, GRID, INK, Style, set_title
 from reports.groups import Group, Row
 from reports.tables import last_latency
 
@@ -81,7 +81,7 @@ def _figure(panels: dict[int, list[Box]], styles: dict[str, Style]) -> Figure:
     figure, places = grid(len(panels), len(panels), replace(ROOM, height=LINE * lines))
     for axes, (batch, found) in zip(places, panels.items(), strict=True):
         _draw(axes, found, styles)
-        axes.set_title(f"batch {batch}", fontsize=10, loc="left")
+        set_title(axes, f"batch {batch}")
         axes.set_xlabel("one call (ms)")
     for axes in places[1:]:
         axes.tick_params(labelleft=False)
@@ -94,8 +94,8 @@ def _draw(axes: Axes, found: Sequence[Box], styles: dict[str, Style]) -> None:
     axes.axvline(found[-1].median, color=FAINT, linestyle=(0, (5, 4)), linewidth=1.2)
     axes.hlines(lines, [b.p5 for b in found], [b.p95 for b in found], colours, linewidth=1.4)
     axes.barh(lines, [b.p75 - b.p25 for b in found], 0.56, [b.p25 for b in found], color=colours)
-    axes.vlines([b.median for b in found], *_about(lines), color="white", linewidth=3.0)
-    axes.vlines([b.median for b in found], *_about(lines), color=INK, linewidth=1.6)
+    axes.vlines([b.median for b in found], *_about(lines), color="white", linewidth=2.6)
+    axes.vlines([b.median for b in found], *_about(lines), color=INK, linewidth=1.4)
     for line, box, colour in zip(lines, found, colours, strict=True):
         axes.plot(box.p99, line, marker="d", color=colour, markersize=5)
     if spans_wide([value for box in found for value in (box.p5, box.p99)]):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports.figures.labels import spread
-from reports.figures.style import CHARACTER_WIDTH, Style
+from reports.figures.labels import spread, text_width
+from reports.figures.style import FONT, Style
 from reports.stats import Estimate
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def name_ends(axes: Axes, ends: Sequence[End], gap: float) -> None:
 
     The limits of the axes must be final.
     """
-    width, height = _inches(axes)
+    width, height = inches(axes)
     to_fraction = axes.transScale + axes.transLimits
     heights = [float(to_fraction.transform((axes.get_xlim()[1], end.height))[1]) for end in ends]
     places = spread(heights, gap / height, 0.0, 1.0)
@@ -89,10 +89,11 @@ def name_ends(axes: Axes, ends: Sequence[End], gap: float) -> None:
         axes.text(1.0 + 0.27 / width, y, end.label, transform=axes.transAxes, va="center")
 
 
-def room_for(ends: Sequence[str]) -> float:
+def room_for(labels: Sequence[str]) -> float:
     """Inches that labels at the ends of lines take beside the axes."""
-    return 0.35 + CHARACTER_WIDTH * max(map(len, ends))
+    return 0.27 + max(text_width(label, FONT) for label in labels) / 72 + 0.08
 
 
-def _inches(axes: Axes) -> tuple[float, float]:
+def inches(axes: Axes) -> tuple[float, float]:
+    """Their width and height."""
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING
 
 from reports.figures import style
 from reports.figures.grid import Room, grid
-from reports.figures.heatmap import MOST_PRINTED, Matrix, colour_bar, heat_map, print_values
+from reports.figures.heatmap import (
+    MOST_PRINTED,
+    Matrix,
+    colour_bar,
+    heat_map,
+    number_columns,
+    number_lines,
+    print_values,
+)
 from reports.figures.labels import short
-from reports.figures.style import CHARACTER_WIDTH
+from reports.figures.style import set_title
 from reports.groups import Group, Row
 from reports.stats import estimate
 
@@ -21,7 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 COLUMNS = 3
-ROOM = Room(width=1.95, height=1.95, across=0.32, down=0.5, left=0.5, right=0.2, bottom=0.98, top=0.3)
+TITLE_LENGTH = 23
+ROOM = Room(width=2.02, height=2.02, across=0.2, down=0.35, left=0.5, right=0.2, bottom=0.98, top=0.3)
 
 
 def write_matrices(group: Group, folder: Path) -> list[Path]:
@@ -49,9 +58,13 @@ def _figure(rows: Sequence[Row]) -> Figure:
     figure, places = grid(len(rows), COLUMNS, ROOM)
     limits = _colour_limits(matrices)
     images = [
-        _draw(axes, short(row.method, int(ROOM.width / CHARACTER_WIDTH)), matrix, limits)
+        _draw(axes, row.method, matrix, limits)
         for axes, row, matrix in zip(places, rows, matrices, strict=True)
     ]
+    for axes in places[::COLUMNS]:
+        number_lines(axes, len(matrices[0]))
+    for axes in places[-COLUMNS:]:
+        number_columns(axes, len(matrices[0]))
     places[0].set_ylabel("after learning task")
     places[-1].set_xlabel("tested on task")
     colour_bar(figure, images[0], ROOM.left, min(len(rows), 2) * ROOM.width, "accuracy (%)")
@@ -67,7 +80,7 @@ def _colour_limits(matrices: Sequence[Matrix]) -> tuple[float, float]:
 
 def _draw(axes: Axes, title: str, matrix: Matrix, limits: tuple[float, float]) -> AxesImage:
     image = heat_map(axes, matrix, *limits)
-    axes.set_title(title, fontsize=10, loc="left")
+    set_title(axes, short(title, TITLE_LENGTH))
     if len(matrix) <= MOST_PRINTED:
         print_values(image, matrix, lambda value: f"{value:.0f}")
     return image

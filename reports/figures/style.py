@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reports.groups import Group, Row
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Paul Tol's "muted" scheme, safe for colour-blind readers; its pale yellow left out, too light for a line.
@@ -22,6 +23,9 @@ INK = "#222222"
 FAINT = "#888888"
 GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
 
+#: Points: the size of text.
+FONT = 10
+
 #: Inches: a figure's width, the room of a line of text, and of a character.
 WIDTH = 7.2
 LABEL_HEIGHT = 0.19
@@ -31,7 +35,7 @@ FORMATS = ("svg", "png")
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 10,
+    "font.size": FONT,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
@@ -69,6 +73,11 @@ def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
 def followed(group: Group) -> list[Row]:
     """The rows with a result; none for a single task, where there is nothing to follow."""
     return [row for row in group.rows if row.done and row.records[0].tasks > 1]
+
+
+def set_title(axes: Axes, text: str, pad: float = 6.0, x: float = 0.0) -> None:
+    """At the upper left; `pad` in points, `x` in widths of the axes."""
+    axes.set_title(text, fontsize=FONT, loc="left", x=x, y=1.0, pad=pad)  # y: a fixed place is drawn faster
 
 
 def saved(draw: Callable[[], Figure], stem: Path) -> list[Path]:

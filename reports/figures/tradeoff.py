@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from bench.record import Record
 from reports.figures import style
 from reports.figures.grid import Room, grid, spans_wide
-from reports.figures.labels import Box, Obstacle, along, around, place, short
-from reports.figures.style import FAINT, GRID, Style
+from reports.figures.labels import Box, Obstacle, along, around, place, short, text_width
+from reports.figures.style import FAINT, GRID, Style, set_title
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
 from reports.tables import last_latency
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROOM = Room(width=2.92, height=3.1, across=0.6, left=0.62, right=0.14, bottom=0.55, top=0.4)
+ROOM = Room(width=2.9, height=3.1, across=0.55, left=0.7, right=0.14, bottom=0.55, top=0.4)
 LABEL_LENGTH = 22
 FONT = 9.5
 
@@ -137,7 +137,7 @@ def _draw(axes: Axes, panel: Panel, styles: dict[str, Style]) -> None:
     for method, accuracy in panel.references:
         axes.axhline(accuracy.mean, color=styles[method].colour, linestyle=(0, (5, 4)), linewidth=1.3)
     axes.set_xlabel(panel.label)
-    axes.set_title("↖ better", fontsize=FONT, loc="left")
+    set_title(axes, "↖ better")
     axes.grid(**GRID)
     _set_limits(axes, panel)
     steps = _steps(panel, axes.get_xlim()[1])
@@ -187,7 +187,7 @@ def _name(axes: Axes, panel: Panel, styles: dict[str, Style]) -> None:
     """Each name where it covers nothing, with a thin line to its point where it stands apart."""
     names = [point.method for point in panel.points] + [method for method, _ in panel.references]
     labels = [short(name, LABEL_LENGTH) for name in names]
-    sizes = [_size(label) for label in labels]
+    sizes = [(text_width(label, FONT), 1.2 * FONT) for label in labels]
     anchors = [_at(axes, point.cost.mean, point.accuracy.mean) for point in panel.points]
     heights = [_at(axes, axes.get_xlim()[0], accuracy.mean)[1] for _, accuracy in panel.references]
     wishes = [around(x, y, *size, AREA) for (x, y), size in zip(anchors, sizes, strict=False)]
@@ -197,16 +197,6 @@ def _name(axes: Axes, panel: Panel, styles: dict[str, Style]) -> None:
         _write(axes, label, box)
     for name, anchor, box in zip(names, anchors, boxes, strict=False):
         _lead(axes, anchor, box, styles[name])
-
-
-def _size(label: str) -> tuple[float, float]:
-    """Width and height in points."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    prop = FontProperties(size=FONT)
-    width, _, _ = text_to_path.get_text_width_height_descent(label, prop, ismath=False)
-    return width, 1.2 * FONT
 
 
 def _at(axes: Axes, x: float, y: float) -> tuple[float, float]:

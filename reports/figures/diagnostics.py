@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, isclose
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.record import is_list
 from reports import diagnostics
 from reports.figures import style
+from reports.figures.grid import Room, grid, inches
 from reports.figures.heatmap import (
     MOST_PRINTED,
     Matrix,
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
     from bench.record import DiagnosticValue
+
+#: Inches around the panels: beside the first, between two, after the last, above for the title, and below for
+#: the bar of the colours; points: small text.
+LEFT, ACROSS, RIGHT, TITLE, BELOW = 0.4, 0.42, 0.12, 0.42, 0.98
+SMALL = 8
 
 #: Panels side by side.
 MOST_PANELS = 4
@@ -71,33 +77,30 @@ def _told(group: Group) -> Iterator[tuple[str, str, list[DiagnosticValue]]]:
             yield row.method, diagnostics.title(name), diagnostics.means(row, name)
 
 
-def _grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure and its places for so many panels of this size in inches, `columns` side by side."""
-    from matplotlib.figure import Figure
-
-    lines = ceil(panels / columns)
-    figure = Figure(figsize=(width * columns + 0.3, height * lines + 0.3), layout="constrained")
-    places = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axes in places[panels:]:
-        axes.set_visible(False)
-    return figure, places[:panels]
+def _room(columns: int, height: float) -> Room:
+    """For panels of this height in inches, `columns` of them over the width of a figure."""
+    width = (WIDTH - LEFT - RIGHT - (columns - 1) * ACROSS) / columns
+    return Room(
+        width, height, across=ACROSS, down=BELOW + TITLE, left=LEFT, right=RIGHT, bottom=BELOW, top=TITLE
+    )
 
 
-def _draw_panel(
-    axes: Axes, panel: _Panel, limits: tuple[float, float], width: float, across: str, down: str
-) -> AxesImage:
+def _draw_panel(axes: Axes, panel: _Panel, limits: tuple[float, float], across: str, down: str) -> AxesImage:
     """A heat map with the names of what goes across and down, its title, and the bar of its colours."""
     image = heat_map(axes, panel.values, *limits)
+    axes.set_aspect("auto")
     number_columns(axes, len(panel.values[0]))
     number_lines(axes, len(panel.values))
-    axes.set_aspect("auto")
-    axes.set_xlabel(across, fontsize=8)
-    axes.set_ylabel(down, fontsize=8)
+    axes.set_xlabel(across, fontsize=SMALL)
+    axes.set_ylabel(down, fontsize=SMALL)
+    width, height = inches(axes)
     most = int(width / CHARACTER_WIDTH)
-    axes.set_title(f"{short(panel.method, most)}:\n{short(panel.name, most)}", fontsize=9, loc="left")
-    bar = axes.figure.colorbar(image, ax=axes, location="bottom", aspect=15)
-    bar.set_label(short(panel.name, most), fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    axes.set_title(f"{short(panel.method, most)}:\n{short(panel.name, most)}", fontsize=9, loc="left", y=1.0)
+    bar = axes.figure.colorbar(
+        image, cax=axes.inset_axes((0, -0.55 / height, 1, 0.1 / height)), orientation="horizontal"
+    )
+    bar.set_label(short(panel.name, most), fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
     return image
 
 
@@ -124,12 +127,11 @@ def by_block(entries: Sequence[DiagnosticValue]) -> list[list[float | None]]:
 
 
 def _diagnostics(panels: Sequence[_Panel]) -> Figure:
-    columns = min(len(panels), MOST_PANELS)
-    width = (WIDTH - 0.3) / max(columns, 3)
-    figure, places = _grid(len(panels), columns, width, height=2.6)
+    columns = min(max(len(panels), 3), MOST_PANELS)
+    figure, places = grid(len(panels), columns, _room(columns, height=1.5))
     for axes, panel in zip(places, panels, strict=True):
         limits = _range_of(p for p in panels if p.name == panel.name)
-        _draw_panel(axes, panel, limits, width, "after learning task", "block")
+        _draw_panel(axes, panel, limits, "after learning task", "block")
     return figure
 
 
@@ -157,12 +159,10 @@ def _last_tables(group: Group) -> list[_Panel]:
 
 
 def _choices(panels: Sequence[_Panel]) -> Figure:
-    columns = min(len(panels), MOST_TABLES)
-    width = (WIDTH - 0.3) / MOST_TABLES
-    figure, places = _grid(len(panels), columns, width, height=3.0)
+    figure, places = grid(len(panels), MOST_TABLES, _room(MOST_TABLES, height=1.85))
     for axes, panel in zip(places, panels, strict=True):
         limits = _range_from_zero(panel)
-        image = _draw_panel(axes, panel, limits, width, "prompt or component", "task of the test images")
+        image = _draw_panel(axes, panel, limits, "prompt or component", "task of the test images")
         if max(len(panel.values), len(panel.values[0])) <= MOST_PRINTED:
             print_values(image, panel.values, hundredths)
     return figure

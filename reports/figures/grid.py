@@ -47,6 +47,11 @@ def grid(panels: int, columns: int, room: Room) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
+def inches(axes: Axes) -> tuple[float, float]:
+    """Their width and height."""
+    return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
+
+
 def spans_wide(values: Sequence[float]) -> bool:
     """Whether what is above zero differs by so much that a linear scale would hide the small.
 

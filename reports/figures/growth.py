@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from bench.costs import Cost, Parameters
 from bench.record import Record
 from reports.figures import style
-from reports.figures.grid import Room, grid, spans_wide
+from reports.figures.grid import Room, grid, inches, spans_wide
 from reports.figures.labels import short
-from reports.figures.lines import End, Points, draw_band, draw_line, inches, known, name_ends, room_for
+from reports.figures.lines import End, Points, draw_band, draw_line, known, name_ends, room_for
 from reports.figures.style import GRID, LABEL_HEIGHT, WIDTH, Style, set_title
 from reports.groups import Group, Row
 from reports.stats import estimate

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reports.text import clean
+
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions within [low, high], in the order of `wanted`, at least `gap` apart, close to `wanted`.
@@ -31,7 +33,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def short(name: str, most: int) -> str:
-    """At most `most` characters: the middle gives way, since variants differ at the end."""
+    """One line of at most `most` characters: the middle gives way, since variants differ at the end."""
+    name = clean(name)
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 

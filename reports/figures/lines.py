@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reports.figures.grid import inches
 from reports.figures.labels import spread, text_width
 from reports.figures.style import FONT, Style
 from reports.stats import Estimate
@@ -92,8 +93,3 @@ def name_ends(axes: Axes, ends: Sequence[End], gap: float) -> None:
 def room_for(labels: Sequence[str]) -> float:
     """Inches that labels at the ends of lines take beside the axes."""
     return 0.27 + max(text_width(label, FONT) for label in labels) / 72 + 0.08
-
-
-def inches(axes: Axes) -> tuple[float, float]:
-    """Their width and height."""
-    return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi

@@ -29,7 +29,7 @@ FONT = 10
 #: Inches: a figure's width, the room of a line of text, and of a character.
 WIDTH = 7.2
 LABEL_HEIGHT = 0.19
-CHARACTER_WIDTH = 0.096
+CHARACTER_WIDTH = 0.085
 
 FORMATS = ("svg", "png")
 

@@ -140,7 +140,7 @@ def _draw(axes: Axes, panel: Panel, styles: dict[str, Style]) -> None:
     set_title(axes, "↖ better")
     axes.grid(**GRID)
     _set_limits(axes, panel)
-    steps = _steps(panel, axes.get_xlim()[1])
+    steps = corners(panel, axes.get_xlim()[1])
     axes.plot(*zip(*steps, strict=True), color=FAINT, linewidth=1.2, zorder=1.8)
     _name(axes, panel, styles)
 
@@ -173,7 +173,7 @@ def _set_limits(axes: Axes, panel: Panel) -> None:
     axes.set_ylim(max(low, -1.0), min(high, 102.0))
 
 
-def _steps(panel: Panel, right: float) -> list[tuple[float, float]]:
+def corners(panel: Panel, right: float) -> list[tuple[float, float]]:
     """The corners of the front: for each cost, up to the right edge, the best accuracy to be had for it."""
     means = [(point.cost.mean, point.accuracy.mean) for point in panel.points]
     front = [means[i] for i in pareto_front(means)]
@@ -215,8 +215,8 @@ def _obstacles(axes: Axes, panel: Panel) -> list[Obstacle]:
     for _, accuracy in panel.references:
         _, y = _at(axes, axes.get_xlim()[0], accuracy.mean)
         found.append(Obstacle(_thin((0.0, y), (AREA.right, y)), CROSSED))
-    corners = [_at(axes, x, y) for x, y in _steps(panel, axes.get_xlim()[1])]
-    return found + [Obstacle(_thin(a, b), CROSSED) for a, b in pairwise(corners)]
+    turns = [_at(axes, x, y) for x, y in corners(panel, axes.get_xlim()[1])]
+    return found + [Obstacle(_thin(a, b), CROSSED) for a, b in pairwise(turns)]
 
 
 def _thin(a: tuple[float, float], b: tuple[float, float]) -> Box:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from bench.record import Record
+from reports.groups import group
+
+Make = Callable[..., Record]
+
+
+def test_a_line_is_named_at_its_end_with_its_last_value(make: Make, drawn: Any) -> None:
+    cells = [make("a", seed, skill=0.9) for seed in (0, 1)]
+    (axes,) = drawn("curves", group(cells)[0]).axes
+    final = 100 * fmean(cell.metrics["accuracy"] for cell in cells if cell.metrics)  # type: ignore[misc]
+    assert [text.get_text() for text in axes.texts] == [f"a  {final:.1f}"]
+    assert axes.lines[0].get_xydata()[-1].tolist() == pytest.approx([3, final])
+
+
+def test_the_dash_of_joint_is_no_line_through_tasks_it_was_not_evaluated_on(make: Make, drawn: Any) -> None:
+    (axes,) = drawn("curves", group([make("joint", joint=True), make("a")])[0]).axes
+    spans = [
+        path.vertices[:, 0].tolist()
+        for c in axes.collections
+        for path in c.get_paths()
+        if len(path.vertices) == 2
+    ]
+    assert spans == [[2.5, 3.2]]

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bench.record import Record
+from reports.figures import mean_matrix
+from reports.groups import group
+
+Make = Callable[..., Record]
+
+
+def test_matrices_are_means_over_seeds(make: Make) -> None:
+    first = make("a", 0, correct=[[50, None], [30, 100]], counts=[100, 200], tasks=2)
+    second = make("a", 1, correct=[[70, None], [50, 60]], counts=[100, 200], tasks=2)
+    (only,) = group([first, second])
+    assert mean_matrix(only.rows[0]) == [[pytest.approx(60), None], [pytest.approx(40), pytest.approx(40)]]
+
+
+def test_the_joint_reference_has_its_last_row_only(make: Make) -> None:
+    (only,) = group([make("joint", joint=True)])
+    *above, last = mean_matrix(only.rows[0])
+    assert all(value is None for line in above for value in line)
+    assert all(value is not None for value in last)
+
+
+def test_there_are_three_in_a_line_on_one_scale(make: Make, drawn: Any) -> None:
+    (only,) = group([make(name, skill=0.9 - 0.1 * i) for i, name in enumerate("abcd")])
+    *panels, bar = drawn("matrices", only).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["a", "b", "c", "d"]
+    assert len({axes.images[0].get_clim() for axes in panels}) == 1
+    lefts = [round(axes.get_position().x0, 6) for axes in panels]
+    assert lefts[3] == lefts[0] < lefts[1] < lefts[2]
+    assert bar.get_xlabel() == "accuracy (%)"
+
+
+def test_values_are_printed_dark_on_light_and_light_on_dark(make: Make, drawn: Any) -> None:
+    (only,) = group([make("a", tasks=2, correct=[[100, None], [0, 100]], counts=[100, 100])])
+    texts = drawn("matrices", only).axes[0].texts
+    assert [(text.get_text(), text.get_color()) for text in texts] == [
+        ("100", "#222222"),
+        ("0", "white"),
+        ("100", "#222222"),
+    ]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.record import Record
+from reports.figures.tradeoff import Panel, Point, corners, panels_of, pareto_front
+from reports.groups import Group, group
+from reports.stats import Estimate
+from tests.reports.conftest import measured
+
+Make = Callable[..., Record]
+
+LATENCY = "latency / that of the plain ViT, batch 1"
+RSS, CUDA = (f"peak training memory ({kind}, MiB)" for kind in ("rss", "cuda"))
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(1.0, 50.0)], [0]),
+        ([(2.0, 90.0), (1.0, 50.0), (3.0, 80.0)], [1, 0]),
+        ([(1.0, 50.0), (1.0, 60.0)], [1]),
+        ([(2.0, 60.0), (1.0, 60.0)], [1]),
+        ([(1.0, 60.0), (2.0, 70.0), (1.0, 60.0)], [0, 2, 1]),
+        ([], []),
+    ],
+)
+def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]], front: list[int]) -> None:
+    assert pareto_front(points) == front
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_the_front_follows_its_definition(points: list[tuple[int, int]]) -> None:
+    def beaten(i: int) -> bool:
+        x, y = points[i]
+        return any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
+
+    assert sorted(pareto_front([(float(x), float(y)) for x, y in points])) == [
+        i for i in range(len(points)) if not beaten(i)
+    ]
+
+
+@pytest.fixture
+def only(costly: list[Record]) -> Group:
+    return group(costly)[0]
+
+
+def test_a_point_is_the_mean_over_seeds_after_the_last_experience(only: Group, costly: list[Record]) -> None:
+    latency, memory = panels_of(only)
+    assert (latency.label, memory.label) == (LATENCY, RSS)
+    cells = [record.cost for record in costly if record.method == "fast"]
+    ratios = [at.ratio for c in cells for at in c.latency if (at.batch, at.experiences) == (1, 3)]  # type: ignore[union-attr]
+    peaks = [c.peak_memory.training.above / 2**20 for c in cells]  # type: ignore[union-attr]
+    for panel, values in ((latency, ratios), (memory, peaks)):
+        point = next(point for point in panel.points if point.method == "fast")
+        assert point.cost.mean == pytest.approx(fmean(values))
+        assert point.cost.half_width == pytest.approx(12.7062 * abs(values[0] - values[1]) / 2, rel=1e-4)
+
+
+def test_what_is_evaluated_at_the_end_only_is_a_reference(only: Group) -> None:
+    for panel in panels_of(only):
+        assert [point.method for point in panel.points] == ["fast", "slow"]
+        assert [method for method, _ in panel.references] == ["joint"]
+
+
+def test_memory_of_the_process_and_of_the_gpu_are_never_in_one_panel(make: Make) -> None:
+    on_gpu = measured("b", 0, 3, 2.0)
+    on_gpu["peak_memory"] |= {"kind": "cuda"}
+    (only,) = group([make("a", cost=measured("a", 0, 3, 1.0)), make("b", cost=on_gpu)])
+    found = {panel.label: [point.method for point in panel.points] for panel in panels_of(only)}
+    assert {label: sorted(methods) for label, methods in found.items()} == {
+        LATENCY: ["a", "b"],
+        CUDA: ["b"],
+        RSS: ["a"],
+    }
+
+
+def test_a_method_without_the_cost_in_every_seed_has_no_point(make: Make) -> None:
+    (only,) = group([make("a", 0, cost=measured("a", 0, 3, 1.0)), make("a", 1)])
+    assert panels_of(only) == []
+
+
+def test_the_good_corner_and_every_method_are_named(only: Group, drawn: Any) -> None:
+    for axes in drawn("tradeoff", only).axes:
+        assert axes.get_title(loc="left") == "↖ better"
+        assert sorted(text.get_text() for text in axes.texts) == ["fast", "joint", "slow"]
+
+
+def test_the_front_rises_where_a_better_method_can_be_afforded() -> None:
+    means = {"a": (1.0, 50.0), "beaten": (3.0, 40.0), "b": (2.0, 90.0)}
+    points = [Point(name, Estimate(x, None, 1), Estimate(y, None, 1)) for name, (x, y) in means.items()]
+    turns = corners(Panel("cost", points, []), right=4.0)
+    assert list(dict.fromkeys(turns)) == [(1.0, 50.0), (2.0, 50.0), (2.0, 90.0), (4.0, 90.0)]

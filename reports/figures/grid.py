@@ -52,6 +52,16 @@ def inches(axes: Axes) -> tuple[float, float]:
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
+def widen(axes: Axes) -> None:
+    """A logarithmic scale across, with its numbers written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def spans_wide(values: Sequence[float]) -> bool:
     """Whether what is above zero differs by so much that a linear scale would hide the small.
 

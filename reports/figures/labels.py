@@ -83,12 +83,12 @@ class Obstacle:
 
 
 #: Distances of a label from its point, in points, the nearest first, and directions, the best first.
-DISTANCES = (6.0, 12.0, 20.0, 30.0, 45.0, 60.0)
+DISTANCES = (6.0, 9.0, 13.0, 20.0, 30.0, 45.0)
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
 #: What a square point of one label on another costs, and a point of distance.
 COLLISION = 20.0
-AWAY = 2.0
+AWAY = 3.0
 
 #: Rounds in which each label may move once the others have their place.
 ROUNDS = 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.costs import Latency, percentiles
 from reports.figures import style
-from reports.figures.grid import Room, grid, spans_wide
+from reports.figures.grid import Room, grid, spans_wide, widen
 from reports.figures.labels import short
 from reports.figures.style import FAINT, GRID, INK, Style, set_title
 from reports.groups import Group, Row
@@ -99,7 +99,7 @@ def _draw(axes: Axes, found: Sequence[Box], styles: dict[str, Style]) -> None:
     for line, box, colour in zip(lines, found, colours, strict=True):
         axes.plot(box.p99, line, marker="d", color=colour, markersize=5)
     if spans_wide([value for box in found for value in (box.p5, box.p99)]):
-        axes.set_xscale("log")
+        widen(axes)
     axes.set_yticks(lines, [short(box.method, LABEL_LENGTH) for box in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.record import Record
 from reports.figures import style
-from reports.figures.grid import Room, grid, spans_wide
+from reports.figures.grid import Room, grid, spans_wide, widen
 from reports.figures.labels import Box, Obstacle, along, around, place, short, text_width
 from reports.figures.style import FAINT, GRID, Style, set_title
 from reports.groups import Group, Row
@@ -33,7 +33,7 @@ STROKE = 1.5
 LED = 13.0
 #: What a square point of a marker or of a line costs when a label covers it.
 COVERED = 20.0
-CROSSED = 6.0
+CROSSED = 2.5
 AREA = Box(0.0, 0.0, 72 * ROOM.width, 72 * ROOM.height)
 
 
@@ -156,6 +156,7 @@ def _draw_point(axes: Axes, point: Point, look: Style) -> None:
         markersize=2 * MARKER,
         markeredgecolor="white",
         markeredgewidth=0.5,
+        ecolor=(look.colour, 0.6),
         elinewidth=0.9,
         zorder=3,
     )
@@ -166,7 +167,7 @@ def _set_limits(axes: Axes, panel: Panel) -> None:
     costs = [point.cost.mean for point in panel.points]
     axes.margins(x=0.08, y=0.1)
     if spans_wide(costs):
-        axes.set_xscale("log")
+        widen(axes)
     else:
         axes.set_xlim(left=max(axes.get_xlim()[0], 0.0))
     low, high = axes.get_ylim()
@@ -235,9 +236,12 @@ def _bars(axes: Axes, point: Point) -> list[Box]:
 
 
 def _write(axes: Axes, label: str, box: Box) -> None:
+    from matplotlib.patheffects import withStroke
+
     middle = (box.bottom + box.top) / 2
     where = (box.left / AREA.right, middle / AREA.top)
-    axes.text(*where, label, fontsize=FONT, transform=axes.transAxes, va="center_baseline", zorder=4)
+    text = axes.text(*where, label, fontsize=FONT, transform=axes.transAxes, va="center_baseline", zorder=4)
+    text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
 
 
 def _lead(axes: Axes, anchor: tuple[float, float], box: Box, look: Style) -> None:

@@ -97,3 +97,15 @@ def test_the_front_rises_where_a_better_method_can_be_afforded() -> None:
     points = [Point(name, Estimate(x, None, 1), Estimate(y, None, 1)) for name, (x, y) in means.items()]
     turns = corners(Panel("cost", points, []), right=4.0)
     assert list(dict.fromkeys(turns)) == [(1.0, 50.0), (2.0, 50.0), (2.0, 90.0), (4.0, 90.0)]
+
+
+def test_costs_far_apart_have_a_logarithmic_scale_with_plain_numbers(make: Make, drawn: Any) -> None:
+    costs = {name: measured(name, 0, 3, 1.0) for name in "ab"}
+    for name, mebibytes in (("a", 10), ("b", 1000)):
+        costs[name]["peak_memory"]["training"] = {"peak": mebibytes * 2**20, "baseline": 0}
+    figure = drawn("tradeoff", group([make(name, cost=cost) for name, cost in costs.items()])[0])
+    latency, memory = figure.axes
+    assert (latency.get_xscale(), memory.get_xscale()) == ("linear", "log")
+    figure.draw_without_rendering()
+    texts = [label.get_text() for label in memory.get_xticklabels()]
+    assert {"10", "100", "1,000"} <= set(texts)

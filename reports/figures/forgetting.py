@@ -68,16 +68,16 @@ def _figure(rows: Sequence[Row]) -> Figure:
         print_values(image, matrix, lambda value: number(value, 0))
     axes.set_yticks(range(len(rows)), [short(row.method, LABEL_LENGTH) for row in rows], fontsize=10)
     axes.set_xlabel("task")
-    _write_means(axes, rows, len(matrix[0]) - 0.3)
+    _write_means(axes, rows)
     colour_bar(figure, image, ROOM.left, ROOM.width, "accuracy lost since the task's best (points)")
     return figure
 
 
-def _write_means(axes: Axes, rows: Sequence[Row], x: float) -> None:
+def _write_means(axes: Axes, rows: Sequence[Row]) -> None:
     """To the right of each line its mean over the tasks, with the interval over seeds."""
-    axes.text(x, -0.75, "mean", va="center")
-    for i, row in enumerate(rows):
-        axes.text(x, i, _mean(row), va="center")
+    beside = axes.get_yaxis_transform()
+    for y, text in [(-0.75, "mean"), *enumerate(map(_mean, rows))]:
+        axes.text(1.03, y, text, va="center", transform=beside)
 
 
 def _mean(row: Row) -> str:

@@ -149,7 +149,10 @@ def _draw(axes: Axes, panel: Panel, styles: dict[str, Style], last: int) -> None
 
 
 def _scale(axes: Axes, panel: Panel) -> None:
-    """Logarithmic where the values span much; zero, if it is among them, stands at the bottom."""
+    """From zero, so that growth shows in proportion; logarithmic where the values span much.
+
+    A logarithmic scale begins with zero only if it is among the values.
+    """
     from matplotlib.ticker import EngFormatter
 
     means = [found.mean for points in panel.lines.values() for _, found in points]
@@ -158,6 +161,8 @@ def _scale(axes: Axes, panel: Panel) -> None:
         axes.set_yscale("symlog", linthresh=least, linscale=0.5)
         axes.set_ylim(bottom=0.0 if min(means) == 0 else least)
         axes.set_yticks([*([0.0] if min(means) == 0 else []), *_decades(least, max(means))])
+    else:
+        axes.set_ylim(bottom=0.0)
     if panel.quantity.unit is not None:
         axes.yaxis.set_major_formatter(EngFormatter(unit=panel.quantity.unit, sep=""))
 

@@ -71,7 +71,7 @@ def test_a_browser_shows_every_image_and_loads_nothing(
     page = write_report(records, tmp_path / "report").with_suffix(".html")
     (tmp_path / "elsewhere").mkdir()
     found = opened(chromium, page, tmp_path / "elsewhere")
-    assert len(found["images"]) == 4
+    assert len(found["images"]) == page.with_suffix(".md").read_text(encoding="utf-8").count("![") > 4
     assert all(complete and width > 100 and shown > 100 for complete, width, shown in found["images"])
     assert [name for name in found["loaded"] if not name.startswith("data:")] == []
     assert not found["refused"]
@@ -86,5 +86,8 @@ def test_a_broken_image_would_be_seen(chromium: str, records: list[Record], tmp_
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace("data:image/svg+xml;base64,", "figures/lost.svg?", 1), encoding="utf-8")
     found = opened(chromium, page, tmp_path)
-    assert [width == 0 for _, width, _ in found["images"]] == [True, False]
+    first, *others = (width == 0 for _, width, _ in found["images"])
+    assert first
+    assert others
+    assert not any(others)
     assert found["refused"]

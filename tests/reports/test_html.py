@@ -62,6 +62,7 @@ ATTRIBUTES = {
     "h1": {"id"},
     "h2": {"id"},
     "h3": {"id"},
+    "h4": {"id"},
     "th": {"style"},
     "td": {"style"},
     "a": {"href"},
@@ -161,9 +162,10 @@ def html(report: Path) -> str:
     return report.read_text(encoding="utf-8")
 
 
-def test_the_page_holds_its_images_and_leads_nowhere(html: str) -> None:
+def test_the_page_holds_its_images_and_leads_nowhere(html: str, report: Path) -> None:
+    text = report.with_suffix(".md").read_text(encoding="utf-8")
     seen = assert_inert(html)
-    assert len(seen.values("img", "src")) == 4
+    assert len(seen.values("img", "src")) == text.count("![") > 4
     assert all(seen.values("img", "alt"))
     assert "figures/" not in html
 
@@ -243,7 +245,7 @@ def test_foreign_text_is_neutralised(make: Make, unfinished: Make, tmp_path: Pat
     ]
     html = write_report(cells, tmp_path).with_suffix(".html").read_text(encoding="utf-8")
     seen = assert_inert(html)
-    assert seen.text("h2")[0] == clean(EVIL)
+    assert clean(EVIL) in seen.text("h2")
     assert clean(EVIL) in seen.text("td")
 
 

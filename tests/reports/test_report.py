@@ -303,7 +303,7 @@ def test_conditions_are_told(text: str) -> None:
 def test_the_conditions_of_the_timing_are_told(eventful_text: str) -> None:
     conditions = section(eventful_text, "### Conditions of digits")
     assert "| timed on | `cpu: a processor, fp32, 2 threads, images of 32 pixels` |" in conditions
-    assert "| timing | `10 calls of warm-up, then 4 rounds of 5 calls` |" in conditions
+    assert "| timing | `batch 1 in 4 rounds of 5 calls, batch 32 in 4 rounds of 5 calls` |" in conditions
 
 
 def test_without_timing_there_are_no_conditions_of_it(text: str) -> None:

@@ -16,6 +16,7 @@ def examine() -> Iterator[str]:
     """The findings, a line each."""
     yield from _software()
     yield from _hardware()
+    yield from _probes()
     yield from _weights()
     yield from _data()
 
@@ -43,6 +44,19 @@ def _hardware() -> Iterator[str]:
         yield f"{device_name('cuda')}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     else:
         yield "no CUDA device: runs are on the CPU; see digits, or --scale quick with a ViT-Tiny"
+
+
+def _probes() -> Iterator[str]:
+    import torch
+
+    from bench.probes.energy import counter_of
+    from bench.probes.memory import meter_of
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    meter = meter_of(device)
+    unknown = "not measured here, because this system does not reset a process's highest point"
+    yield f"peak memory: {f'measured as {meter.kind}' if meter else unknown}"
+    yield f"energy of training: {'counted by NVML' if counter_of(device) else 'not counted on this device'}"
 
 
 def _weights() -> Iterator[str]:

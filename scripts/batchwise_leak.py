@@ -1,7 +1,7 @@
 """How much a prediction depends on the images it is tested with: one training, several test batches.
 
     .nox/env/bin/python -m scripts.batchwise_leak --methods "l2p,l2p:selection=batch,dualprompt" \\
-        --benchmarks digits --seeds 0 [any option of `python -m bench run` but --results]
+        --benchmarks digits --seeds 0 [any option of `python -m bench run`]
 
 Each cell is trained once as `run` would train it. Then the trained model classifies the same test images
 four times: in mixed batches, in batches of one task, in batches of one class, one by one. Weights and

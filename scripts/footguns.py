@@ -40,6 +40,7 @@ Text = list[str]
 #: Fewer class orders than this say nothing about their spread.
 ENOUGH_ORDERS = 5
 LISTS = (1, 2, 3)
+AS_SHIPPED = "as shipped"
 RUNS, RESAMPLES = 10_000, 2_000
 
 
@@ -57,7 +58,7 @@ def take_normalisation(config: dict[str, Any]) -> str:
 def take_split(config: dict[str, Any]) -> str:
     config.pop("split_sha256")
     path = config.pop("benchmark")["options"].get("split")
-    return Path(path).stem if path else "official"
+    return Path(path).stem if path else AS_SHIPPED
 
 
 #: Each takes what is varied out of a configuration, and returns its value in words.

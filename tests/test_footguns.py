@@ -94,7 +94,7 @@ def test_one_thing_is_varied_at_a_time_and_differences_are_by_seed():
 
 def test_lists_are_named_by_their_file():
     rows = cells(footguns.varied([record(), record(split="some/list-1.csv")], "split"))
-    assert [row[1] for row in rows] == ["list-1", "official"]
+    assert [row[1] for row in rows] == ["as shipped", "list-1"]
 
 
 def test_a_difference_by_seed_is_tighter_where_seeds_move_both_alike():

@@ -2,18 +2,21 @@
 
     .nox/env/bin/python -m scripts.timing_traps [--images 64] [--rounds 20] [--image-size 64]
 
-Three tables: the first call of a model beside the median of its later ones; the same model while a second
-process keeps the processor busy; and two equal models, A timed before that process starts and B after,
-beside the two timed in turns over the same period. Pin the command to one core, and the busy process,
-which inherits this, shares it: `OMP_NUM_THREADS=1 taskset -c 1 ...`.
+The comparisons: the first call of a model and its later ones, in seconds of the processor, which other
+processes do not lengthen; the same model while a second process keeps the processor busy; and two equal
+models, A timed before that process starts and B after, beside the two in turns over the same period. Pin
+the command to one core, and the busy process, which inherits this, shares it:
+`OMP_NUM_THREADS=1 taskset -c 1 ...`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +29,8 @@ from scripts.common import MEAN, STD, Rounds, in_turns, ratios, seconds
 from scripts.markdown import table
 
 TAG = "vit_tiny_patch16_224"
-BUSY = "while True: pass"
+#: Ends with the process that started it, should that be killed.
+BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 
 Work = Callable[[int], object]
 
@@ -47,7 +51,7 @@ def forward(images: int, size: int) -> Work:
 @contextmanager
 def busy() -> Iterator[None]:
     """A process that computes for nothing, on the cores that this one may use."""
-    process = subprocess.Popen([sys.executable, "-c", BUSY])
+    process = subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())])
     try:
         yield
     finally:
@@ -57,6 +61,16 @@ def busy() -> Iterator[None]:
 
 def column(work: Work, rounds: int) -> list[float]:
     return [seconds(work, i) for i in range(rounds)]
+
+
+def processor_column(work: Work, rounds: int) -> list[float]:
+    """As `column`, but of this process's own seconds on the processor."""
+    found = []
+    for i in range(rounds):
+        start = time.process_time()
+        work(i)
+        found.append(time.process_time() - start)
+    return found
 
 
 def together(first: Rounds, second: Rounds) -> Rounds:
@@ -72,8 +86,8 @@ def beside(name: str, times: Sequence[float], reference: Sequence[float]) -> lis
 def rows(images: int, size: int, rounds: int) -> Iterator[list[str]]:
     """The three comparisons; the true ratio of the last two is 1."""
     a = forward(images, size)
-    cold, *settled = column(a, rounds + 1)
-    yield beside("first call / later calls", [cold], settled)
+    cold, *settled = processor_column(a, rounds + 1)
+    yield beside("first call / later calls, processor time", [cold], settled)
     quiet = column(a, rounds)
     with busy():
         yield beside("beside a busy process / alone", column(a, rounds), quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +37,10 @@ def test_the_busy_process_ends_with_its_block_even_after_an_error(monkeypatch):
     with pytest.raises(KeyError), traps.busy():
         {}[started[0].poll()]  # an error while it runs
     assert started[0].poll() is not None
+
+
+def test_the_busy_process_ends_with_a_parent_that_was_killed():
+    start = "import os, subprocess, sys; "
+    start += f"subprocess.Popen([sys.executable, '-c', {traps.BUSY!r}, str(os.getpid())])"
+    parent = subprocess.run([sys.executable, "-c", start], stdout=subprocess.PIPE, timeout=60)
+    assert parent.stdout == b""  # read to its end: the child, which inherits the pipe, has ended too

@@ -6,6 +6,7 @@ takes a fraction of a second. On a GPU it starts from nothing, because CUDA does
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, .
     # Ctrl-C reaches every process of the terminal; the parent alone answers it, by a SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
+    gc.freeze()  # what the server imported is no garbage, and takes half a second to be looked through
     with suppress(BrokenPipeError):  # the parent is gone: nobody to tell
         try:
             sender.send(("result", work(*arguments, lambda tick: sender.send(("tick", tick)))))

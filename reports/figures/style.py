@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Paul Tol's "muted" scheme, safe for colour-blind readers; its pale yellow left out, too light for a line.
-COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
+#: Paul Tol's "muted" scheme, safe for colour-blind readers. Its pale yellow, too light for a line, gives way
+#: to the yellow of his "high-contrast" scheme and to black.
+COLOURS = (
+    *("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499"),
+    *("#DDAA33", "#000000"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
 LINES = ("-", "-.", ":")
 
@@ -60,7 +64,7 @@ class Style:
 
 
 def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
-    """A style per row name. The colour repeats after 8, the marker after 12, both together after 24."""
+    """A style per row name. The colour repeats after 10, the marker after 12, both together after 60."""
     names = sorted({row.method for group in groups for row in group.rows})
     return {
         name: Style(

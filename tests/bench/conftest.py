@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from bench import measure, plan
 from bench.cli import main
 from bench.executors import serial
 from tests.conftest import synthetic
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """As in a cell's own process: its collections of garbage do not look through the libraries."""
+    gc.freeze()
 
 
 def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:

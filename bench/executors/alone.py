@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -43,17 +43,32 @@ def alone(work: Callable[..., T], *arguments: Any, device: Device, observe: Obse
     context = _context(device)
     answers, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, work, arguments), daemon=False)
-    process.start()
-    sender.close()
     try:
+        with _undisturbed():
+            process.start()
+        sender.close()
         result: T = _answer(answers, process, observe)
         return result
     except KeyboardInterrupt:
         process.terminate()
         raise
     finally:
-        process.join()
+        if process.pid is not None:
+            process.join()
         answers.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block: a process that is being started could not be stopped."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _context(device: Device) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from tests.conftest import synthetic
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _imports_are_no_garbage() -> None:
+def _imports_are_no_garbage() -> Iterator[None]:
     """As in a cell's own process: its collections of garbage do not look through the libraries."""
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:

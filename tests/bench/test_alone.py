@@ -76,9 +76,10 @@ except KeyboardInterrupt:
 
 def work_until_stopped(path: str, observe: Observe) -> None:
     """Leaves a file when it begins, and writes into it, slowly, when it is stopped."""
-    Path(path).write_text("began")
     try:
-        signal.pause()
+        Path(path).write_text("began")
+        while True:
+            time.sleep(0.01)
     except KeyboardInterrupt:
         time.sleep(0.2)
         Path(path).write_text("ended well")

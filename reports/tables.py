@@ -30,6 +30,9 @@ MEMORY = {"cuda": "allocated on the GPU", "rss": "resident"}
 TIED = "≈"
 DAGGER = "†"
 
+#: Below it one disturbed round moves a median.
+ENOUGH_ROUNDS = 3
+
 INTERVAL_NOTE = (
     "± is the half-width of the 95 % t-interval over seeds; a number without it is of one seed, or the same "
     "for all. n is the number of seeds."
@@ -277,6 +280,9 @@ def _timing(group: Group) -> list[str]:
     places = sorted({f"{c.device}, {c.threads} threads, {c.precision}" for c in conditions})
     if len(places) > 1:
         found.append(f"Latencies were measured under different conditions: {'; '.join(places)}.")
+    rounds = min((at.rounds for record in group.done for at in latencies(record)), default=ENOUGH_ROUNDS)
+    if rounds < ENOUGH_ROUNDS:
+        found.append(f"Latencies of {rounds} rounds show that timing runs, and not how long inference takes.")
     restless = [
         f"{row.method}, seed {record.seed}, batch {at.batch} after task {at.experiences}"
         for row in group.rows

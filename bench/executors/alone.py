@@ -67,8 +67,8 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+    if pressed and callable(before):  # not where Ctrl-C is ignored, as in the background of a shell
+        before(pressed[0], None)
 
 
 def _context(device: Device) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
 #: A factor between the smallest and the largest value from which on a scale is logarithmic.
 WIDE = 30.0
@@ -54,12 +55,19 @@ def inches(axes: Axes) -> tuple[float, float]:
 
 def widen(axes: Axes) -> None:
     """A logarithmic scale across, with its numbers written out."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.xaxis.set_major_formatter(written_out())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def written_out() -> Formatter:
+    """Numbers as they are, not as powers of ten."""
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def spans_wide(values: Sequence[float]) -> bool:

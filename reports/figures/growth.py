@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.costs import Cost, Parameters
 from bench.record import Record
 from reports.figures import style
-from reports.figures.grid import Room, grid, inches, spans_wide
+from reports.figures.grid import Room, grid, inches, spans_wide, written_out
 from reports.figures.labels import short
 from reports.figures.lines import End, Points, draw_band, draw_line, known, name_ends, room_for
 from reports.figures.style import GRID, LABEL_HEIGHT, WIDTH, Style, set_title
@@ -32,7 +32,7 @@ Series = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a panel shows of a cell's cost, and the unit of its ticks, "" for a plain number."""
+    """What a panel shows of a cell's cost. With a unit, "" too, ticks have prefixes such as k before it."""
 
     title: str
     series: Callable[[Cost], Series]
@@ -155,6 +155,7 @@ def _scale(axes: Axes, panel: Panel) -> None:
     """
     from matplotlib.ticker import EngFormatter
 
+    unit = panel.quantity.unit
     means = [found.mean for points in panel.lines.values() for _, found in points]
     if spans_wide(means):
         least = min(mean for mean in means if mean > 0)
@@ -163,8 +164,7 @@ def _scale(axes: Axes, panel: Panel) -> None:
         axes.set_yticks([*([0.0] if min(means) == 0 else []), *_decades(least, max(means))])
     else:
         axes.set_ylim(bottom=0.0)
-    if panel.quantity.unit is not None:
-        axes.yaxis.set_major_formatter(EngFormatter(unit=panel.quantity.unit, sep=""))
+    axes.yaxis.set_major_formatter(written_out() if unit is None else EngFormatter(unit=unit, sep=""))
 
 
 def _decades(low: float, high: float) -> list[float]:

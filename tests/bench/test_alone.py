@@ -62,7 +62,8 @@ def test_a_process_that_ends_without_an_answer_is_told_by_its_status() -> None:
 
 
 STOPPED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
 from bench.executors import alone
 from bench.progress import silent
 from tests.bench.test_alone import work_until_stopped

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.costs import paired_ratio
 from bench.record import Record
 from reports import costs
 from reports.groups import Group, group
@@ -158,6 +159,14 @@ def test_a_warm_up_that_had_not_settled_is_a_warning(make: Make) -> None:
     cost["latency"][1]["stable"] = False
     (warning,) = warnings(one_group([make("a", 4, cost=cost)]))
     assert "a, seed 4, batch 1 after task 3" in warning
+
+
+def test_too_few_rounds_are_a_warning(make: Make) -> None:
+    cost = together("a")
+    for found in cost["latency"]:
+        found |= {"rounds": 2, "ratio": paired_ratio(found["model"]["samples"], found["plain"]["samples"], 2)}
+    (warning,) = warnings(one_group([make("a", 4, cost=cost)]))
+    assert warning == "Latencies of 2 rounds show that timing runs, and not how long inference takes."
 
 
 def test_lower_costs_are_better(make: Make) -> None:

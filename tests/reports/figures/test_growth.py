@@ -87,3 +87,10 @@ def test_zero_has_no_part_in_the_span() -> None:
     assert spans_wide([0.0, 1.0, 31.0])
     assert not spans_wide([0.0, 1.0, 30.0])
     assert not spans_wide([0.0])
+
+
+def test_seconds_that_span_much_are_written_out(make: Make, drawn: Any) -> None:
+    cost = measured("a", 0, 3, 2.0) | {"train_seconds": [0.2, 1.0, 20.0]}
+    axes = drawn("growth", group([make("a", cost=cost)])[0]).axes[4]
+    axes.figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "10"]

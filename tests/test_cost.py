@@ -80,12 +80,6 @@ def test_the_methods_own_work_is_a_part_of_the_experience(stages):
         assert 0 < stage.outside < stage.total
 
 
-def test_work_before_and_after_the_epochs_counts_as_outside_and_the_epochs_do_not():
-    marks = cost.Marks()
-    marks.moments = [0.0, 100.0, 1.0, 3.0, 10.0, 14.0]
-    assert marks.outside() == 2.0 + 4.0
-
-
 @pytest.mark.parametrize("t", [1, 2])
 def test_a_step_trains_the_current_head_in_the_midst_of_its_experience(t):
     stage = cost.learn(setting().methods[0], setting())[t - 1]

@@ -66,10 +66,9 @@ def test_a_label_stays_within_the_area() -> None:
 
 @given(st.lists(st.tuples(st.floats(60, 140), st.floats(60, 140)), min_size=2, max_size=6))
 def test_labels_of_a_crowd_do_not_cover_each_other(points: list[tuple[float, float]]) -> None:
+    """But for a sliver, which costs less than a place farther away: a hundredth of a label."""
     placed = place([around(x, y, 50, 10, AREA) for x, y in points], [])
-    assert [a.overlap(b) for a, b in combinations(placed, 2)] == pytest.approx(
-        [0.0] * (len(points) * (len(points) - 1) // 2)
-    )
+    assert max(a.overlap(b) for a, b in combinations(placed, 2)) < 0.01 * 50 * 10
 
 
 def test_the_label_of_a_level_stands_on_it_at_the_right_unless_something_is_there() -> None:

@@ -18,6 +18,11 @@ HTML_NAME = "report.html"
 
 UNKNOWN = "unknown"
 
+FILES = (
+    f"`{HTML_NAME}` (all of it in one page), `figures/` (SVG and PNG), `{files.TABLES_FOLDER}/` (each table as "
+    f"CSV and LaTeX), `{files.CELLS_NAME}` (the raw numbers of every cell)"
+)
+
 #: The files of a group's figures by kind, relative to the report; none where there was nothing to draw.
 Drawn = dict[str, list[str]]
 
@@ -92,6 +97,7 @@ def _lines(records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, 
 
 def _top(records: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
     yield from (f"- {escape(line)}" for line in summary.overview(records, groups))
+    yield f"- Written with this file: {FILES}"
     yield from ["", "## Answer", ""]
     yield "Final accuracy, means over seeds; differences are of the same seeds and class orders."
     yield ""
@@ -136,11 +142,10 @@ def _facts_line(g: Group) -> str:
 
 
 def _figure(g: Group, drawn: Drawn, kind: str) -> Iterator[str]:
-    paths = drawn[kind]
-    if paths:
-        alt = escape(CAPTIONS[kind].format(g.title))
-        links = " · ".join(f"[{path.rpartition('.')[2].upper()}]({path})" for path in paths)
-        yield from [f"![{alt}]({paths[0]})", "", f"{alt}: {links}", ""]
+    for path in drawn[kind]:
+        if path.endswith(".svg"):
+            alt = escape(CAPTIONS[kind].format(g.title))
+            yield from [f"![{alt}]({path})", "", f"{alt}: [SVG]({path})", ""]
 
 
 def _details(g: Group) -> Iterator[str]:

@@ -167,7 +167,7 @@ def test_the_page_holds_its_images_and_leads_nowhere(html: str, report: Path) ->
     seen = assert_inert(html)
     assert len(seen.values("img", "src")) == text.count("![") > 4
     assert all(seen.values("img", "alt"))
-    assert "figures/" not in html
+    assert not re.search(r"figures/\w", html)
 
 
 def test_an_image_has_its_bytes_and_one_caption() -> None:

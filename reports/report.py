@@ -19,8 +19,8 @@ HTML_NAME = "report.html"
 UNKNOWN = "unknown"
 
 FILES = (
-    f"`{HTML_NAME}` (all of it in one page), `figures/` (SVG and PNG), `{files.TABLES_FOLDER}/` (each table as "
-    f"CSV and LaTeX), `{files.CELLS_NAME}` (the raw numbers of every cell)"
+    f"`{HTML_NAME}` (all of it in one page), `figures/` (SVG and PNG), `{files.TABLES_FOLDER}/` (each table "
+    f"as CSV and LaTeX), `{files.CELLS_NAME}` (the raw numbers of every cell)"
 )
 
 #: The files of a group's figures by kind, relative to the report; none where there was nothing to draw.

@@ -197,7 +197,7 @@ def _of_result(row: Row, source: Source, result: Result) -> Iterator[_Entry]:
 def _table(found: Sequence[_Entry], reasons: Sequence[str]) -> Table | None:
     columns = ("method", "source", "metric", "published", "here", "comparable")
     rows = tuple((*entry.cells, _mark(entry, reasons)) for entry in found)
-    return Table(columns, rows) if rows else None
+    return Table(columns, rows, heads=3) if rows else None
 
 
 def _mark(entry: _Entry, reasons: Sequence[str]) -> str:

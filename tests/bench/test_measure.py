@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,17 @@ def test_a_restored_model_is_the_one_that_was_evaluated(
     monkeypatch.setattr(measure, "_inference", watched)
     assert cli("run", "--methods", "finetune", *TINY)[0] == 0
     torch.testing.assert_close(seen["memory"], seen["trained"], atol=1e-5, rtol=1e-5)
+
+
+def test_energy_is_that_of_each_training(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = itertools.accumulate(itertools.cycle((1.0, 2.5)))
+    monkeypatch.setattr("bench.probes.energy.counter_of", lambda device: lambda: next(drawn))
+    assert cli("run", "--methods", "ncm", *TINY)[0] == 0
+    cost = records(tmp_path)["ncm"].cost
+    assert cost is not None
+    assert cost.energy_joules == [2.5] * 3
 
 
 def test_a_grid_that_was_stopped_goes_on_measuring(

@@ -11,6 +11,7 @@ nox -s perf -- report [--methods 10] ...              how long the report of 1,0
 import hashlib
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import nox
@@ -49,13 +50,20 @@ def bench(session: nox.Session) -> None:
 
 
 def results_folder(arguments: list[str]) -> str:
-    """The value of --results, as `run` understands it."""
+    """Where `run` puts its records: --results, else the config file's, else the default."""
+    config = option(arguments, "--config")
+    in_config = tomllib.loads(Path(config).read_text(encoding="utf-8")).get("results") if config else None
+    return option(arguments, "--results") or in_config or "results"
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """The value of an option, as `run` understands it."""
     for i, argument in enumerate(arguments):
-        if argument.startswith("--results="):
+        if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
-        if argument == "--results" and i + 1 < len(arguments):
+        if argument == name and i + 1 < len(arguments):
             return arguments[i + 1]
-    return "results"
+    return None
 
 
 @nox.session(venv_backend="none", requires=["env"])

@@ -320,6 +320,12 @@ def _conclude(console: Console, results: Path, planned: Sequence[Planned]) -> in
 
     records = [record for _, record in _records(results, planned)]
     print_table(records, console)
+    console.print(
+        f"records: {results}; report: python -m bench report --results {shlex.quote(str(results))}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     failed = [record for record in records if record.status != "done"]
     if failed:
         console.print(f"{len(failed)} of {len(records)} cells are not done; reasons are in the table's notes")

@@ -54,12 +54,25 @@ def plan(settings: Settings, *, skip_missing: bool) -> list[Planned]:
         UsageError: for anything else that cannot be run as asked.
     """
     places, device = places_of(settings), pick_device(settings.device)
-    return [
+    planned = [
         _planned(settings, places, device, benchmark, method, seed, skip_missing)
         for benchmark in settings.benchmarks
         for seed in settings.seeds
         for method in settings.methods
     ]
+    _refuse_twice(planned)
+    return planned
+
+
+def _refuse_twice(planned: Sequence[Planned]) -> None:
+    """Two names of one thing, such as `ncm` and `ncm:metric=euclidean`, which is its default."""
+    cells = [item.cell.id for item in planned]
+    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if twice:
+        raise UsageError(
+            f"the grid has the same cell twice: {twice[0]}; two of its names mean the same, because an "
+            "option that is set to its default makes no other row; name each once"
+        )
 
 
 def _planned(

@@ -55,7 +55,7 @@ class Spent:
 class Outcome:
     """What a cell has measured so far; an experience adds one entry to each list.
 
-    `meanings` are the sentences on the names in `diagnostics`; `peak` is the highest of all trainings.
+    `meanings` are the sentences on the names in `diagnostics`; `memory` is the peak of all trainings.
     """
 
     counts: list[int] = field(default_factory=list)

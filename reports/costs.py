@@ -257,7 +257,7 @@ def _per_task(name: str) -> Callable[[Record], float | None]:
 
 def _images_per_second(record: Record) -> float | None:
     images, seconds = total(record, "train_images"), total(record, "train_seconds")
-    return images / seconds if images is not None and seconds else None
+    return images / seconds if images and seconds else None
 
 
 def _last_evaluation(record: Record) -> float | None:
@@ -268,7 +268,7 @@ def sizes(group: Group) -> Table | None:
     """Operations and sizes, after the first and after the last task."""
     columns = [
         *(Column(f"GFLOPs per image, {end} task", _mean(_gflops(end), 2)) for end in ENDS),
-        Column("as multiple of the plain ViT, last task", _mean(_flops_ratio, 2)),
+        Column("as multiple of the plain ViT, last task", _mean(_flops_ratio, 3)),
         *(Column(f"trainable (elements), {end} task", _mean(_size("trainable", 1, end), 0)) for end in ENDS),
         *_stored_columns(group, "stored", "KiB", KIB),
         *_stored_columns(group, "deployed", "MiB", MIB),

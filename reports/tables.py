@@ -52,10 +52,13 @@ REFERENCE_NOTE = (
     "a reference, trained on all tasks at once and evaluated after the last one only; it has no rank "
     f"and takes no part in bold and {TIED}"
 )
-COSTS_NOTE = (
+RATIO_NOTE = (
     "A latency ratio is the time of a prediction over that of the plain timm ViT in the same rounds, "
-    "after the last task. Peak memory is what training added to what was in use before the model was "
-    "built."
+    "after the last task."
+)
+PEAK_NOTE = (
+    "Peak memory is what training added to what was in use before the model was built; what is resident "
+    "differs by some MiB from run to run."
 )
 PAIRED_NOTE = (
     "A method's value less that of the first in rank. Same seed: same classes in the same order. ± is the "
@@ -211,8 +214,10 @@ def unfinished(group: Group) -> list[str]:
 def notes(group: Group) -> list[str]:
     """How to read the group's headline table."""
     found = [f"{INTERVAL_NOTE} {DASH_NOTE}", MARKS_NOTE if _has_interval(group) else NO_MARKS_NOTE]
-    if len(compared(group)) > len(HEADLINE):
-        found.append(COSTS_NOTE)
+    if batch_sizes(group.done):
+        found.append(RATIO_NOTE)
+    if any(peak(record, kind, "training") for record in group.done for kind in MEMORY):
+        found.append(PEAK_NOTE)
     single = [row.method for row in group.rows if len(row.done) == 1]
     if single:
         found.append(f"One seed only, hence no interval: {', '.join(single)}.")
@@ -276,6 +281,12 @@ def _equality(group: Group) -> list[str]:
 
 def _timing(group: Group) -> list[str]:
     found = []
+    pending = [row.method for row in group.rows if any(map(_awaits_timing, row.done))]
+    if pending:
+        found.append(
+            f"The inference of these was not timed: {', '.join(pending)}. The command that made the cells "
+            "goes on with it, if it was stopped before the end."
+        )
     conditions = [r.cost.conditions for r in group.done if r.cost and r.cost.conditions]
     places = sorted({f"{c.device}, {c.threads} threads, {c.precision}" for c in conditions})
     if len(places) > 1:
@@ -293,6 +304,11 @@ def _timing(group: Group) -> list[str]:
     if restless:
         found.append(f"The warm-up of these latencies had not settled: {'; '.join(restless)}.")
     return found
+
+
+def _awaits_timing(record: Record) -> bool:
+    """Operations are counted with the training, inference is timed after that of the whole grid."""
+    return bool(record.cost and record.cost.flops and not record.cost.latency)
 
 
 def _code(group: Group) -> list[str]:

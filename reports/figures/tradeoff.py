@@ -16,7 +16,7 @@ from reports.figures.labels import Box, Obstacle, along, around, place, short, t
 from reports.figures.style import FAINT, GRID, Style, set_title
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
-from reports.tables import last_latency
+from reports.tables import MEMORY, last_latency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,8 +101,8 @@ def _memory(kind: str) -> Callable[[Record], float | None]:
 
 COSTS: dict[str, Callable[[Record], float | None]] = {
     "latency / that of the plain ViT, batch 1": _latency,
-    "peak training memory (cuda, MiB)": _memory("cuda"),
-    "peak training memory (rss, MiB)": _memory("rss"),
+    f"peak training memory ({MEMORY['cuda']}, MiB)": _memory("cuda"),
+    f"peak training memory ({MEMORY['rss']}, MiB)": _memory("rss"),
 }
 
 

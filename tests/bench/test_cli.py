@@ -42,6 +42,7 @@ BAD = {
     "more tasks than components": (["--methods", "coda-prompt:pool_size=4"], "legal: at least 5"),
     "more prompts than the pool has": (["--methods", "l2p:top_k=11"], "legal: at most l2p.pool_size"),
     "unknown protocol option": (["--set", "protocol.epoch=1"], "did you mean 'epochs'"),
+    "one method by two names": (["--methods", "ncm,ncm:metric=euclidean"], "the same cell twice: ncm-digits"),
     "more tasks than classes": (["--tasks", "11"], "11 tasks cannot be cut from 10 classes"),
     "tasks that are no number": (["--tasks", "ten"], "got 'ten'"),
     "missing data": (["--benchmarks", "digits,imagenet-r"], "imagenet-r"),

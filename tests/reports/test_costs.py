@@ -112,7 +112,7 @@ def test_training_is_told_by_task_and_by_image(make: Make) -> None:
 
 def test_sizes_are_told_after_the_first_and_the_last_task(two: Group) -> None:
     assert list(line_of(costs.sizes(two), "a").values())[1:] == [
-        *("0.15", "0.20", "2.00"),
+        *("0.15", "0.20", "2.000"),
         *("10,000", "10,020"),
         *(f"{80_000 / 2**10:.1f}", f"{240_000 / 2**10:.1f}"),
         *(f"{4e6 / 2**20:.1f}", f"{4.16e6 / 2**20:.1f}"),
@@ -159,6 +159,16 @@ def test_a_warm_up_that_had_not_settled_is_a_warning(make: Make) -> None:
     cost["latency"][1]["stable"] = False
     (warning,) = warnings(one_group([make("a", 4, cost=cost)]))
     assert "a, seed 4, batch 1 after task 3" in warning
+
+
+def test_cells_whose_inference_is_still_to_be_timed_are_a_warning(make: Make) -> None:
+    cells = [make("a", 4, cost=together("a")), make("b", 4, cost=together("b") | NOT_TIMED)]
+    (warning,) = warnings(one_group(cells))
+    assert warning.startswith("The inference of these was not timed: b. ")
+    assert warnings(one_group([make("a", 4)])) == []  # an older record, in which nothing was counted
+
+
+NOT_TIMED: dict[str, Any] = {"latency": None, "conditions": None, "throughput": None}
 
 
 def test_too_few_rounds_are_a_warning(make: Make) -> None:

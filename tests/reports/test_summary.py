@@ -60,6 +60,11 @@ def test_the_lead_is_that_on_common_seeds(make: Make) -> None:
     assert found.startswith("a has the highest mean: 85.00 %, 2.00 points below b on 2 common seeds")
 
 
+def test_equal_means_are_level(make: Make) -> None:
+    found = answer(one_group(finals(make, "a", 80, 70), finals(make, "b", 80, 70)))
+    assert found.startswith("a has the highest mean: 75.00 %, level with b. It is not told apart from: b.")
+
+
 def test_a_reference_is_never_best(make: Make) -> None:
     joint = [make("joint", seed, skill=0.99, joint=True) for seed in range(2)]
     found = answer(one_group(joint, [make("a", seed, skill=0.5) for seed in range(2)]))

@@ -12,12 +12,13 @@ from bench.record import Record
 from reports.figures.tradeoff import Panel, Point, corners, panels_of, pareto_front
 from reports.groups import Group, group
 from reports.stats import Estimate
+from reports.tables import MEMORY
 from tests.reports.conftest import measured
 
 Make = Callable[..., Record]
 
 LATENCY = "latency / that of the plain ViT, batch 1"
-RSS, CUDA = (f"peak training memory ({kind}, MiB)" for kind in ("rss", "cuda"))
+RSS, CUDA = (f"peak training memory ({MEMORY[kind]}, MiB)" for kind in ("rss", "cuda"))
 
 
 @pytest.mark.parametrize(

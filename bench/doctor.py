@@ -38,7 +38,7 @@ def _software() -> Iterator[str]:
 def _hardware() -> Iterator[str]:
     import torch
 
-    yield f"{device_name('cpu')}, {torch.get_num_threads()} threads"
+    yield f"{device_name('cpu')}, threads: {torch.get_num_threads()}"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         yield f"{device_name('cuda')}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"

@@ -16,7 +16,7 @@ from reports.groups import Group, Row
 from reports.stats import estimate
 from reports.tables import MEMORY, Column, Table, batch_sizes, latencies, measured, peak, show, shown, table
 from reports.tables import sizes as sizes_of
-from reports.text import DASH, number
+from reports.text import DASH, counted, number
 
 #: Which end of the stream a size is of.
 End = Literal["first", "last"]
@@ -159,7 +159,8 @@ def conditions(record: Record) -> str | None:
     found = _cost(record).conditions
     if found is None:
         return None
-    return f"{found.device}, {found.precision}, {found.threads} threads, images of {found.image_size} pixels"
+    threads = counted(found.threads, "thread")
+    return f"{found.device}, {found.precision}, {threads}, images of {found.image_size} pixels"
 
 
 def procedure(record: Record) -> str | None:

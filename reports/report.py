@@ -11,7 +11,7 @@ from methods.errors import UsageError
 from reports import costs, diagnostics, figures, files, html, published, summary, tables
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
-from reports.text import code, escape, in_table
+from reports.text import code, counted, escape, in_table
 
 REPORT_NAME = "report.md"
 HTML_NAME = "report.html"
@@ -229,7 +229,7 @@ def _all_facts(g: Group) -> dict[str, list[str]]:
     facts = {name: [value if value is not None else UNKNOWN] for name, value in in_order(g.facts)}
     facts |= {"seeds": [str(seed) for seed in sorted({record.seed for record in g.records})]}
     facts |= {"classes of each task": _distinct(_task_sizes(record) for record in g.records)}
-    facts |= {"machine": _distinct(f"{m.device}, {m.threads} threads" for m in manifests)}
+    facts |= {"machine": _distinct(f"{m.device}, {counted(m.threads, 'thread')}" for m in manifests)}
     facts |= _timing(g)
     packages = sorted({package for m in manifests for package in m.versions})
     facts |= {

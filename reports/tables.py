@@ -17,7 +17,7 @@ from reports import diagnostics, ranking
 from reports.groups import CONTAMINATED, Group, Row, is_paper
 from reports.ranking import Direction, Run, Standing, Values
 from reports.stats import Estimate, estimate
-from reports.text import DASH, EN_DASH, number, significant
+from reports.text import DASH, EN_DASH, counted, number, significant
 
 HEADLINE = ("accuracy", "average_incremental_accuracy", "forgetting")
 
@@ -273,7 +273,8 @@ def _equality(group: Group) -> list[str]:
     orders = {(record.seed, tuple(record.class_order or ())) for record in group.records if record.done}
     if len(orders) > len({seed for seed, _ in orders}):
         found.append("Within a seed not all methods learnt the classes in the same order.")
-    machines = sorted({f"{r.manifest.device}, {r.manifest.threads} threads" for r in group.records if r.done})
+    ran = [record.manifest for record in group.done]
+    machines = sorted({f"{m.device}, {counted(m.threads, 'thread')}" for m in ran})
     if len(machines) > 1:
         found.append(f"Times are not comparable, the cells ran on different machines: {'; '.join(machines)}.")
     return found
@@ -288,7 +289,7 @@ def _timing(group: Group) -> list[str]:
             "goes on with it, if it was stopped before the end."
         )
     conditions = [r.cost.conditions for r in group.done if r.cost and r.cost.conditions]
-    places = sorted({f"{c.device}, {c.threads} threads, {c.precision}" for c in conditions})
+    places = sorted({f"{c.device}, {counted(c.threads, 'thread')}, {c.precision}" for c in conditions})
     if len(places) > 1:
         found.append(f"Latencies were measured under different conditions: {'; '.join(places)}.")
     rounds = min((at.rounds for record in group.done for at in latencies(record)), default=ENOUGH_ROUNDS)

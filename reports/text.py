@@ -66,6 +66,15 @@ def number(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """The leading digits of a number; a power of ten where it is too small to be written out.
 

@@ -28,7 +28,7 @@ STYLE = """\
     --link: #6cb6ff; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 66rem; background: var(--paper);
+body { margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 74rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 0.8rem; }
 h1 { margin-top: 1rem; }
@@ -48,7 +48,8 @@ img { display: block; max-width: max(100%, 34rem); height: auto; padding: 0.4rem
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { vertical-align: bottom; overflow-wrap: normal; }
-tr > :first-child { position: sticky; left: 0; min-width: 6rem; background: var(--paper); }
+td { overflow-wrap: break-word; max-width: 30rem; }
+tr > :first-child { position: sticky; left: 0; background: var(--paper); }
 thead th, tr > th:first-child { background: var(--shade); }
 td[style*="right"] { white-space: nowrap; }
 """

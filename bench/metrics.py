@@ -80,11 +80,14 @@ def forgetting(correct: Correct, counts: Counts) -> float | None:
 
     The maximum leaves out the last row, so that a gain shows as negative forgetting. Undefined for T = 1.
     """
+    return _mean(forgetting_by_task(correct, counts))
+
+
+def forgetting_by_task(correct: Correct, counts: Counts) -> list[float | None]:
+    """What `forgetting` is the mean of: a fraction for each task but the last."""
     matrix = accuracy_matrix(correct, counts)
     last = len(matrix) - 1
-    return _mean(
-        _difference(_best(matrix[i][j] for i in range(j, last)), matrix[last][j]) for j in range(last)
-    )
+    return [_difference(_best(matrix[i][j] for i in range(j, last)), matrix[last][j]) for j in range(last)]
 
 
 def backward_transfer(correct: Correct, counts: Counts) -> float | None:

@@ -15,16 +15,17 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from bench.benchmarks.base import first
 from bench.benchmarks.splits import class_order
+from bench.costs import Frozen
 from bench.metrics import METRICS, Metric
 from bench.record import Record, complaint
 from methods.errors import UsageError, unknown
 from reports.groups import Group, Row
 from reports.stats import estimate
-from reports.tables import Table
+from reports.tables import Table, scaled, with_interval
 from reports.text import DASH, number
 
 #: Where the sources lie in the repository; an installed package has none.
@@ -41,13 +42,7 @@ def _known_metric(name: str) -> str:
     return name
 
 
-class _Part(BaseModel):
-    """Immutable, and no field that is not declared: a mistyped condition is not a missing one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Conditions(_Part):
+class Conditions(Frozen):
     """What a number was obtained under. What is absent is unknown."""
 
     implementation: str | None = Field(None, description='"the authors\' code", or whose code it was')
@@ -69,7 +64,7 @@ class Conditions(_Part):
     departs: tuple[str, ...] = Field((), description="what no run of this harness does as the source did")
 
 
-class Number(_Part):
+class Number(Frozen):
     """One value, in percent or points; `form` says what it is where no metric here is the same."""
 
     metric: Annotated[str, AfterValidator(_known_metric)] | None = None
@@ -78,7 +73,7 @@ class Number(_Part):
     spread: float | None = Field(None, ge=0, le=100)
 
 
-class Result(_Part):
+class Result(Frozen):
     """The numbers of one method on one benchmark: `method` is its name here, absent if it is not here."""
 
     method: str | None = None
@@ -90,7 +85,7 @@ class Result(_Part):
     numbers: tuple[Number, ...] = Field(min_length=1)
 
 
-class Source(_Part):
+class Source(Frozen):
     """One file. Conditions: of all results, of those `on` a benchmark, `of` a method (its name), of one."""
 
     title: str = Field(min_length=1)
@@ -101,8 +96,8 @@ class Source(_Part):
     provenance: Literal["primary", "reprinted", "machine extraction", "secondary notes"]
     remarks: str | None = None
     conditions: Conditions = Conditions()
-    on: dict[str, Conditions] = {}
-    of: dict[str, Conditions] = {}
+    on: dict[str, Conditions] = Field({})
+    of: dict[str, Conditions] = Field({})
     results: tuple[Result, ...] = Field(min_length=1)
 
     def conditions_of(self, result: Result) -> Conditions:
@@ -251,11 +246,8 @@ def _theirs(published: Number, conditions: Conditions) -> str:
 def _ours(row: Row, published: Number) -> str:
     if published.metric is None:
         return DASH
-    found = estimate(None if v is None else 100 * v for v in row.metric(published.metric))
-    if found is None:
-        return DASH
-    interval = "" if found.half_width is None else f" ± {number(found.half_width, 2)}"
-    return f"{number(found.mean, 2)}{interval}"
+    metric = published.metric
+    return with_interval(estimate(scaled(record, metric) for record in row.done), 2)
 
 
 # ---- what differs ------------------------------------------------------------------------------

@@ -122,9 +122,8 @@ def headline(group: Group) -> Table:
 def compared(group: Group) -> list[Quantity]:
     """The quantities of the headline: its metrics, and those costs that any cell has."""
     metrics = [_metric_quantity(metric) for metric in METRICS if metric.name in HEADLINE]
-    sizes = batch_sizes(group.done)
     costs = [
-        *(_ratio_quantity(size) for size in sorted({*sizes[:1], *sizes[-1:]})),
+        *map(_ratio_quantity, outer_batch_sizes(group)),
         *map(_memory_quantity, MEMORY),
         Quantity("trainable parameters, last task", _trainable, 0, "lower"),
     ]
@@ -341,11 +340,18 @@ def measured(group: Group, columns: Iterable[Column]) -> list[Column]:
 
 
 def show(found: Estimate | None, digits: int) -> str:
-    """A mean with its interval; none for one seed, nor for what is the same for all, such as a size."""
+    """As `with_interval`, but none for what is the same for all seeds, such as a size."""
+    if found is not None and found.half_width == 0:
+        return number(found.mean, digits)
+    return with_interval(found, digits)
+
+
+def with_interval(found: Estimate | None, digits: int) -> str:
+    """A mean and the half-width of its interval, which one seed does not have."""
     if found is None:
         return DASH
     mean = number(found.mean, digits)
-    return f"{mean} ± {number(found.half_width, digits)}" if found.half_width else mean
+    return mean if found.half_width is None else f"{mean} ± {number(found.half_width, digits)}"
 
 
 def shown(row: Row, value: Callable[[Record], float | None], digits: int) -> str:
@@ -392,19 +398,31 @@ def _metric_quantity(metric: Metric) -> Quantity:
 
 
 def _ratio_quantity(batch: int) -> Quantity:
+    return Quantity(f"latency ratio to the plain ViT, batch {batch}", latency_ratio(batch), 2, "lower")
+
+
+def latency_ratio(batch: int) -> Callable[[Record], float | None]:
+    """A cell's ratio to the plain ViT after the last experience."""
+
     def ratio(record: Record) -> float | None:
         found = last_latency(record, batch)
         return found.ratio if found else None
 
-    return Quantity(f"latency ratio to the plain ViT, batch {batch}", ratio, 2, "lower")
+    return ratio
 
 
 def _memory_quantity(kind: str) -> Quantity:
+    return Quantity(f"peak memory of training ({MEMORY[kind]}, MiB)", training_memory(kind), 0, "lower")
+
+
+def training_memory(kind: str) -> Callable[[Record], float | None]:
+    """What a cell's training added to the baseline, in MiB; None if its memory is of another kind."""
+
     def mebibytes(record: Record) -> float | None:
         found = peak(record, kind, "training")
         return found.above / 2**20 if found else None
 
-    return Quantity(f"peak memory of training ({MEMORY[kind]}, MiB)", mebibytes, 0, "lower")
+    return mebibytes
 
 
 def peak(record: Record, kind: str, phase: str) -> Peak | None:
@@ -447,6 +465,12 @@ def latencies(record: Record) -> list[Latency]:
 def batch_sizes(records: Iterable[Record]) -> list[int]:
     """The batches at which latency was measured, rising."""
     return sorted({found.batch for record in records for found in latencies(record)})
+
+
+def outer_batch_sizes(group: Group) -> list[int]:
+    """The smallest and the largest batch at which latency was measured."""
+    found = batch_sizes(group.done)
+    return sorted({*found[:1], *found[-1:]})
 
 
 def last_latency(record: Record, batch: int) -> Latency | None:

@@ -31,6 +31,7 @@ from bench.metrics import accuracy_matrix
 from bench.record import Record, read_all
 from methods.errors import UsageError
 from reports.stats import CONFIDENCE, estimate
+from reports.tables import with_interval
 from reports.text import DASH, number
 from scripts.markdown import table
 
@@ -291,11 +292,7 @@ def percent(record: Record, metric: str) -> float:
 
 def interval(values: Iterable[float]) -> str:
     """Mean and half-width of the t-interval, or the one value there is."""
-    found = estimate(values)
-    if found is None:
-        return DASH
-    mean = number(found.mean, 2)
-    return mean if found.half_width is None else f"{mean} ± {number(found.half_width, 2)}"
+    return with_interval(estimate(values), 2)
 
 
 def done(folder: Path) -> list[Record]:

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.record import Record
+from bench.metrics import forgetting_by_task
 from reports.figures import style
 from reports.figures.grid import Room, grid
 from reports.figures.heatmap import MOST_PRINTED, colour_bar, heat_map, number_columns, print_values
 from reports.figures.labels import short
 from reports.groups import Group, Row
 from reports.stats import estimate
-from reports.text import DASH, number
+from reports.tables import scaled, with_interval
+from reports.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,20 +42,10 @@ def lost(row: Row) -> list[float | None]:
 
     Below zero where a task gained; None where a seed lacks an evaluation; empty if no task has a number.
     """
-    seeds = [_lost(record) for record in row.done]
-    means = [found.mean if (found := estimate(values)) else None for values in zip(*seeds, strict=True)]
+    seeds = [forgetting_by_task(r.correct, r.counts) for r in row.done if r.correct and r.counts]
+    found = [estimate(values) for values in zip(*seeds, strict=True)]
+    means = [None if each is None else 100 * each.mean for each in found]
     return means if any(mean is not None for mean in means) else []
-
-
-def _lost(record: Record) -> list[float | None]:
-    matrix = record.accuracy_matrix or []
-    last = len(matrix) - 1
-    return [_drop([line[j] for line in matrix[j:last]], matrix[last][j]) for j in range(last)]
-
-
-def _drop(before: Sequence[float | None], final: float | None) -> float | None:
-    known = [value for value in before if value is not None]
-    return None if final is None or not known else 100 * (max(known) - final)
 
 
 def _figure(rows: Sequence[Row]) -> Figure:
@@ -81,8 +72,4 @@ def _write_means(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _mean(row: Row) -> str:
-    found = estimate(None if value is None else 100 * value for value in row.metric("forgetting"))
-    if found is None:
-        return DASH
-    half = "" if found.half_width is None else f" ± {number(found.half_width, 1)}"
-    return f"{number(found.mean, 1)}{half}"
+    return with_interval(estimate(scaled(record, "forgetting") for record in row.done), 1)

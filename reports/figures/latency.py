@@ -14,7 +14,7 @@ from reports.figures.grid import Room, grid, spans_wide, widen
 from reports.figures.labels import short
 from reports.figures.style import FAINT, GRID, INK, Style, set_title
 from reports.groups import Group, Row
-from reports.tables import last_latency
+from reports.tables import last_latency, outer_batch_sizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,16 +44,10 @@ def write_latency(group: Group, styles: dict[str, Style], folder: Path) -> list[
 
     Empty where nothing was timed.
     """
-    panels = {size: found for size in _sizes(group) if (found := boxes(group, size))}
+    panels = {size: found for size in outer_batch_sizes(group) if (found := boxes(group, size))}
     if not panels:
         return []
     return style.saved(lambda: _figure(panels, styles), folder / f"{group.stem}-latency")
-
-
-def _sizes(group: Group) -> list[int]:
-    """The smallest and the largest batch that was timed."""
-    found = {at.batch for r in group.records if r.cost for at in r.cost.latency or ()}
-    return sorted({min(found), max(found)}) if found else []
 
 
 def boxes(group: Group, batch: int) -> list[Box]:

@@ -16,7 +16,7 @@ from reports.figures.labels import Box, Obstacle, along, around, place, short, t
 from reports.figures.style import FAINT, GRID, Style, set_title
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
-from reports.tables import MEMORY, last_latency
+from reports.tables import MEMORY, latency_ratio, scaled, training_memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,28 +81,13 @@ def _points(group: Group, cost: Callable[[Record], float | None]) -> list[Point]
 
 
 def _accuracy(row: Row) -> Estimate | None:
-    return estimate(None if value is None else 100 * value for value in row.metric("accuracy"))
-
-
-def _latency(record: Record) -> float | None:
-    found = last_latency(record, batch=1)
-    return found.ratio if found else None
-
-
-def _memory(kind: str) -> Callable[[Record], float | None]:
-    def mebibytes(record: Record) -> float | None:
-        memory = record.cost.peak_memory if record.cost else None
-        if memory is None or memory.kind != kind or memory.training is None:
-            return None
-        return memory.training.above / 2**20
-
-    return mebibytes
+    return estimate(scaled(record, "accuracy") for record in row.done)
 
 
 COSTS: dict[str, Callable[[Record], float | None]] = {
-    "latency / that of the plain ViT, batch 1": _latency,
-    f"peak training memory ({MEMORY['cuda']}, MiB)": _memory("cuda"),
-    f"peak training memory ({MEMORY['rss']}, MiB)": _memory("rss"),
+    "latency / that of the plain ViT, batch 1": latency_ratio(1),
+    f"peak training memory ({MEMORY['cuda']}, MiB)": training_memory("cuda"),
+    f"peak training memory ({MEMORY['rss']}, MiB)": training_memory("rss"),
 }
 
 

@@ -1,57 +1,124 @@
-"""What a method has learnt, on disk: a safetensors file an experience, in the folder of its cell."""
+"""What a cell knows after an experience, on disk: one safetensors file, named by its own hash.
+
+It holds what the method has learnt, the random streams, and what was measured so far. The optimiser is not
+in it: a method empties it before each experience (`methods.base.claim`). Nothing is unpickled on reading.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from bench.storage import StorageError, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "states"
+NAME = re.compile(r"(?P<experiences>\d+)\.(?P<sha256>[0-9a-f]{64})\.safetensors")
+NOTES = "notes"
+SET_ASIDE = ".damaged"
 
 
-def save(state: Mapping[str, Tensor], cell: Path, experiences: int) -> Path:
+class DamagedError(ValueError):
+    """A state whose content is not what its name says."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What `save` was given, on the CPU."""
+
+    tensors: Mapping[str, Tensor]
+    notes: Mapping[str, Any]
+
+
+def save(state: State, cell: Path, experiences: int) -> Path:
     """Keep the state after so many experiences; whole or not at all.
 
     Args:
-        state: what `Method.state` returns.
+        state: tensors, and notes that JSON can hold.
         cell: the folder of the cell.
 
     Returns:
         The path of the file.
 
     Raises:
-        OSError: if the folder cannot be made or the disk is full.
+        StorageError: if it cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
-    path = cell / FOLDER / f"{experiences}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
+    content = to_bytes(tensors, metadata={NOTES: json.dumps(dict(state.notes))})
+    path = cell / FOLDER / f"{experiences}.{hashlib.sha256(content).hexdigest()}.safetensors"
+    _make(cell)
+    write_whole(path, content)
+    for other in (cell / FOLDER).glob(f"{experiences}.*.safetensors"):
+        if other != path:
+            other.unlink(missing_ok=True)
     return path
 
 
-def load(path: Path) -> dict[str, Tensor]:
-    """What `save` was given, on the CPU."""
-    from safetensors.torch import load_file
+def _make(cell: Path) -> None:
+    try:
+        cell.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the folder '{cell}' ({error.strerror}); was the results folder taken away?"
+        ) from None
 
-    return load_file(path)
+
+def verify(path: Path) -> None:
+    """Compare the content with the hash in the name.
+
+    Raises:
+        DamagedError: if they differ: the file was cut short or changed.
+    """
+    named = NAME.fullmatch(path.name)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if named is None or named["sha256"] != found:
+        raise DamagedError(f"the state '{path}' is damaged: its content does not have the hash in its name")
+
+
+def load(path: Path) -> State:
+    """A state, verified.
+
+    Raises:
+        DamagedError: if it is not what was saved.
+    """
+    from safetensors import safe_open
+
+    verify(path)
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads((file.metadata() or {}).get(NOTES, "{}"))
+        return State({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
 
 
 def kept(cell: Path) -> dict[int, Path]:
     """The files of a cell by the number of experiences, in their order."""
-    found = {int(path.stem): path for path in (cell / FOLDER).glob("*.safetensors")}
+    named = {path: NAME.fullmatch(path.name) for path in (cell / FOLDER).glob("*.safetensors")}
+    found = {int(name["experiences"]): path for path, name in named.items() if name}
     return dict(sorted(found.items()))
 
 
+def set_aside(path: Path) -> None:
+    """Take a damaged file out of use, without deleting it."""
+    path.replace(path.with_name(path.name + SET_ASIDE))
+
+
+def keep_only(cell: Path, experiences: Container[int]) -> None:
+    """Delete the states of a cell but those after these numbers of experiences."""
+    for n, path in kept(cell).items():
+        if n not in experiences:
+            path.unlink(missing_ok=True)
+
+
 def forget(cell: Path) -> None:
-    """Delete all files of a cell."""
+    """Delete all states of a cell, damaged ones too."""
     shutil.rmtree(cell / FOLDER, ignore_errors=True)

@@ -12,13 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from bench.stopping import interruptible, listening
+from bench.storage import StorageError
 from methods.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.plan import Places, Planned
+    from bench.executors.spread import Spread
+    from bench.grid import Before, Grid
+    from bench.plan import Planned
     from bench.record import Record
+    from bench.spec import Cell, Settings
 
 DONE, SOME_FAILED, NOT_UNDERSTOOD = 0, 1, 2
 
@@ -44,8 +49,11 @@ RUN_OPTIONS = {
     "image-size": "side of the input in pixels (default: the benchmark's own)",
     "data-root": "where data are looked for first",
     "device": "auto | cpu | cuda (default: auto)",
-    "executor": "how cells are spread: serial",
-    "workers": "cells at a time: 1 with the serial executor",
+    "executor": "how cells are spread: serial (default) | processes, on this machine | ray, over a cluster",
+    "workers": "cells at a time (default: serial 1, processes one a GPU or core, ray as many as fit)",
+    "threads": "CPU threads of a cell (default: all, shared by the workers; ray: 1); a condition of its numbers",
+    "cell-timeout": "what a cell may take: seconds, or such as 30m, 2h (default: any time)",
+    "ray-address": "of a running Ray cluster, or auto (default: a Ray of its own on this machine)",
     "results": "folder of the records (default: results)",
     "eval-on": "test | validation; validation holds out training images, for choosing hyper-parameters",
     "precision": "fp32 | bf16 (default: fp32)",
@@ -73,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_UNDERSTOOD
     except KeyboardInterrupt:
         print("stopped; nothing on disk was changed by what was under way", file=sys.stderr)
+        return SOME_FAILED
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -161,24 +172,121 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     _check_names(values)
     settings = settings_from(values, sets)
     _check_results(settings.results)
+    with interruptible():
+        return _run(settings, options, shlex.join(["python", "-m", "bench", *arguments]))
 
+
+def _run(settings: Settings, options: argparse.Namespace, command: str) -> int:
     from rich.console import Console
 
-    from bench.plan import check_images, places_of, plan, unfinished
+    from bench.estimate import longest_first, seconds_by_cell
+    from bench.executors.spread import spread_of
+    from bench.grid import found_before
+    from bench.plan import check_images, pick_device, places_of, plan, unfinished
 
     console = Console()
     planned = plan(settings, skip_missing=options.skip_missing)
-    places = places_of(settings)
-    before = {} if settings.rerun == "all" else _statuses(settings.results, planned)
-    todo = list(unfinished(planned, before, settings.rerun))
+    before = found_before(settings.results, planned)
+    statuses = {} if settings.rerun == "all" else {cell: found.status for cell, found in before.items()}
+    todo = list(unfinished(planned, statuses, settings.rerun))
+    seconds = seconds_by_cell(todo, _past(settings.results))
+    spread = spread_of(settings, pick_device(settings.device))
+    if spread.workers != 1:
+        todo = longest_first(todo, seconds)
     if options.dry_run:
-        return _show_plan(console, planned, todo)
-    console.print(f"cells: {len(planned)}; {len(planned) - len(todo)} done before, {len(todo)} to run")
-    check_images(todo, places)
-    command = shlex.join(["python", "-m", "bench", *arguments])
-    if not (_run_cells(console, todo, places, command) and _measure(console, planned, places)):
-        return SOME_FAILED
-    return _conclude(console, settings.results, planned)
+        return _show_plan(console, planned, todo, before, seconds, spread)
+    _tell_counts(console, planned, todo, before)
+    check_images(todo, places_of(settings))
+    _make_results(settings.results)
+    finished = _carry_out(console, settings, planned, todo, before, seconds, spread, command)
+    return _conclude(console, settings.results, planned) if finished else SOME_FAILED
+
+
+def _past(results: Path) -> list[Record]:
+    from bench.record import read_readable
+
+    return read_readable(results)[0] if results.is_dir() else []
+
+
+def _tell_counts(
+    console: Console, planned: Sequence[Planned], todo: Sequence[Planned], before: Mapping[str, Before]
+) -> None:
+    left = {item.cell.id for item in planned} - {item.cell.id for item in todo}
+    done = sum(1 for cell in left if cell in before and before[cell].status == "done")
+    others = f", {len(left) - done} left alone" if len(left) > done else ""
+    console.print(f"cells: {len(planned)}; {done} done before{others}, {len(todo)} to run")
+    for cell in sorted(left & before.keys()):
+        if before[cell].complaint:
+            console.print(before[cell].complaint, markup=False, highlight=False, soft_wrap=True)
+
+
+def _make_results(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the results folder '{folder}' ({error.strerror}); give another"
+        ) from None
+
+
+def _carry_out(
+    console: Console,
+    settings: Settings,
+    planned: Sequence[Planned],
+    todo: Sequence[Planned],
+    before: Mapping[str, Before],
+    seconds: Mapping[Cell, float],
+    spread: Spread,
+    command: str,
+) -> bool:
+    """Run the cells, then measure; False if it ended early, which was said."""
+    from bench.display import display
+    from bench.executors.spread import crew_of
+    from bench.grid import Grid, StoppedError
+    from bench.plan import places_of
+
+    places, limit, workers = places_of(settings), settings.cell_timeout, spread.workers or len(todo) or 1
+    anew = settings.rerun == "all"
+    with crew_of(spread, places, command, limit) as (crew, how), listening() as stop:
+        try:
+            with display(console, todo, seconds, workers) as shown:
+                finished = 0
+                grid = Grid(places, how, crew, shown, stop, before, limit, anew)
+                for _ in grid.run(todo):
+                    finished += 1
+        except StoppedError:
+            console.print(
+                f"stopped: {finished} of {len(todo)} cells ended and are on disk in '{places.results}'; the same "
+                "command goes on with the rest, each from its last experience",
+                markup=False,
+                soft_wrap=True,
+            )
+            return False
+        return _measure(console, grid, planned)
+
+
+def _measure(console: Console, grid: Grid, planned: Sequence[Planned]) -> bool:
+    """Time the inference of the cells that wait for it; False if that could not be finished."""
+    from bench.display import display
+    from bench.grid import StoppedError
+
+    try:
+        with display(console, [], {}, 1) as grid.shown:
+            for _ in grid.measure(planned):
+                pass
+    except StoppedError:
+        console.print("stopped: all accuracies are on disk; the same command goes on measuring inference")
+        return False
+    except StorageError:
+        raise
+    except RuntimeError as error:  # a device out of memory, a process that was killed
+        console.print(
+            f"inference could not be measured: {error}; all accuracies are on disk, "
+            "and the same command tries again",
+            markup=False,
+        )
+        return False
+    return True
 
 
 def gather(options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
@@ -247,78 +355,65 @@ def _check_results(folder: Path) -> None:
         )
 
 
-def _statuses(results: Path, planned: Sequence[Planned]) -> dict[str, str]:
-    """Status by cell id, of the planned cells that have a record."""
-    return {cell_id: record.status for cell_id, record in _records(results, planned)}
-
-
-def _records(results: Path, planned: Sequence[Planned]) -> list[tuple[str, Record]]:
-    from bench.record import RECORD_NAME, read
-
-    paths = [(item.cell.id, results / item.cell.id / RECORD_NAME) for item in planned]
-    return [(cell_id, read(path)) for cell_id, path in paths if path.exists()]
-
-
-def _show_plan(console: Console, planned: Sequence[Planned], todo: Sequence[Planned]) -> int:
+def _show_plan(
+    console: Console,
+    planned: Sequence[Planned],
+    todo: Sequence[Planned],
+    before: Mapping[str, Before],
+    seconds: Mapping[Cell, float],
+    spread: Spread,
+) -> int:
+    """What would be run, in which order, where, and about how long it would take."""
     from rich.table import Table
 
-    waiting = {item.cell.id for item in todo}
-    table = Table("cell", "what would happen")
+    from bench.estimate import in_words
+
+    turns = {item.cell.id: turn for turn, item in enumerate(todo, start=1)}
+    table = Table("cell", "what would happen", "about")
     for item in planned:
-        fate = "run" if item.cell.id in waiting else "nothing: its record is reused"
-        table.add_row(item.cell.id, f"record as skipped: {item.missing}" if item.missing else fate)
+        known = seconds.get(item.cell)
+        turn, found = turns.get(item.cell.id), before.get(item.cell.id)
+        table.add_row(item.cell.id, _fate(item, turn, found), in_words(known) if turn and known else "")
     console.print(table)
+    console.print(spread.in_words(), markup=False, highlight=False, soft_wrap=True)
+    console.print(_forecast(todo, seconds, spread), markup=False, highlight=False, soft_wrap=True)
     console.print(f"cells: {len(planned)}; {len(todo)} to run; nothing was run or written")
     return DONE
 
 
-def _run_cells(console: Console, todo: Sequence[Planned], places: Places, command: str) -> bool:
-    """Run the cells; False if Ctrl-C ended it early."""
-    from bench.display import display
-    from bench.executors import serial
-
-    finished = 0
-    try:
-        with display(console, len(todo)) as shown:
-            for _ in serial.run(todo, places, command, shown):
-                finished += 1
-    except KeyboardInterrupt:
-        console.print(
-            f"stopped: {finished} of {len(todo)} cells finished and are on disk in '{places.results}'; "
-            "the same command goes on with the rest"
-        )
-        return False
-    return True
+def _fate(item: Planned, turn: int | None, found: Before | None) -> str:
+    if turn is None:
+        return "nothing: " + ("its record is reused" if found and not found.complaint else "it is left alone")
+    return f"record as skipped: {item.missing}" if item.missing else f"run, in turn {turn}"
 
 
-def _measure(console: Console, planned: Sequence[Planned], places: Places) -> bool:
-    """Time the inference of the cells that wait for it; False if that could not be finished."""
-    from bench.display import display
-    from bench.executors import serial
-    from bench.measure import waiting
+def _forecast(todo: Sequence[Planned], seconds: Mapping[Cell, float], spread: Spread) -> str:
+    """About how long training and evaluation would take."""
+    from bench.estimate import in_words, schedule
 
-    sessions = waiting(planned, places)
-    try:
-        with display(console, len(sessions)) as shown:
-            for _ in serial.measure(sessions, places, shown):
-                pass
-    except KeyboardInterrupt:
-        console.print("stopped: all accuracies are on disk; the same command goes on measuring inference")
-        return False
-    except RuntimeError as error:  # a device out of memory, a process that was killed
-        console.print(
-            f"inference could not be measured: {error}; all accuracies are on disk, "
-            "and the same command tries again",
-            markup=False,
-        )
-        return False
-    return True
+    known = [item for item in todo if item.cell in seconds]
+    if not known:
+        return "time: no past record in this results folder tells how long these cells take"
+    of = (
+        ""
+        if len(known) == len(todo)
+        else f" for {len(known)} of {len(todo)} cells; of the others nothing is known"
+    )
+    if spread.workers is None:
+        whole = in_words(sum(seconds[item.cell] for item in known))
+        return f"time, from past records: about {whole}{of}, divided by what the cluster runs at a time"
+    whole = in_words(schedule(known, seconds, spread.workers))
+    return f"time, from past records: about {whole}{of}; timing of inference comes after that"
 
 
 def _conclude(console: Console, results: Path, planned: Sequence[Planned]) -> int:
+    from bench.grid import found_before
+    from bench.record import RECORD_NAME, read
     from reports.terminal import print_table
 
-    records = [record for _, record in _records(results, planned)]
+    found = found_before(results, planned)
+    whole = [cell for cell, before in found.items() if before.complaint is None]
+    records = [read(results / cell / RECORD_NAME) for cell in whole]
     print_table(records, console)
     console.print(
         f"records: {results}; report: python -m bench report --results {shlex.quote(str(results))}",
@@ -326,10 +421,19 @@ def _conclude(console: Console, results: Path, planned: Sequence[Planned]) -> in
         highlight=False,
         soft_wrap=True,
     )
-    failed = [record for record in records if record.status != "done"]
+    failed = sum(1 for record in records if record.status != "done")
     if failed:
-        console.print(f"{len(failed)} of {len(records)} cells are not done; reasons are in the table's notes")
-    return SOME_FAILED if failed else DONE
+        console.print(f"{failed} of {len(planned)} cells are not done; reasons are in the table's notes")
+    for before in found.values():
+        if before.complaint:
+            console.print(
+                f"not in the table: {before.complaint}", markup=False, highlight=False, soft_wrap=True
+            )
+    if absent := len(planned) - len(found):
+        console.print(
+            f"{absent} of {len(planned)} cells have no record; the command without --rerun runs them"
+        )
+    return SOME_FAILED if failed or len(whole) < len(planned) else DONE
 
 
 # ---- report, list, doctor ----------------------------------------------------------------------
@@ -337,13 +441,15 @@ def _conclude(console: Console, results: Path, planned: Sequence[Planned]) -> in
 
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Render the records of a folder."""
-    from bench.record import read_all
+    from bench.record import read_readable
     from reports.report import write_report
 
-    records = read_all(options.results)
-    path = write_report(records, options.out or options.results / "report")
+    records, complaints = read_readable(options.results)
+    path = write_report(records, options.out or options.results / "report", complaints)
     print(f"report: {path} (records: {len(records)})")
-    return DONE
+    for complaint in complaints:
+        print(f"not in the report: {complaint}", file=sys.stderr)
+    return SOME_FAILED if complaints else DONE
 
 
 def list_components(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import platform
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,15 +24,33 @@ PACKAGES = ("duallora-bench", "torch", "torchvision", "timm", "avalanche-lib", "
 CODE = Path(__file__).resolve().parents[1]
 
 
-def manifest_of(cell: Cell, places: Places, command: str | None, started: str) -> record.Manifest:
-    """The manifest of a cell that has just ended; `command` is what the user typed."""
-    import torch
+@dataclass(frozen=True)
+class Circumstances:
+    """How a command runs its cells: what the user typed, the executor, how many cells at a time.
 
+    `workers` is None where the executor decides that itself; `threads` are those of each cell.
+    """
+
+    command: str | None
+    executor: str
+    workers: int | None
+    threads: int
+
+
+def manifest_of(
+    cell: Cell, places: Places, how: Circumstances, started: str, resumed: Sequence[int] = ()
+) -> record.Manifest:
+    """The manifest of a cell that has just ended.
+
+    Args:
+        started: when its first experience began.
+        resumed: how many experiences were over whenever it was taken up again.
+    """
     commit, dirty = git_state()
     return record.Manifest(
-        versions={"python": platform.python_version()} | _versions(),
+        versions=versions(),
         device=device_name(cell.device),
-        threads=torch.get_num_threads(),
+        threads=how.threads,
         precision=cell.protocol.precision,
         backbone=cell.protocol.backbone,
         backbone_sha256=cell.backbone_sha256,
@@ -39,7 +61,10 @@ def manifest_of(cell: Cell, places: Places, command: str | None, started: str) -
         started=started,
         ended=now(),
         warnings=_warnings(cell, places),
-        command=command,
+        command=how.command,
+        executor=how.executor,
+        workers=how.workers,
+        resumed=list(resumed),
     )
 
 
@@ -60,12 +85,22 @@ def _warnings(cell: Cell, places: Places) -> list[str]:
     return [*of_method, *found.warnings(cell.benchmark.name)]
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Of Python and of every package that has a part in a number."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+def code_sha256(method: type) -> str:
+    """Hash of this project's code, and of the file that defines `method`, wherever that is."""
+    own = [path for room in ("bench", "methods") for path in sorted((CODE / room).rglob("*.py"))]
+    total = hashlib.sha256()
+    for path in [*own, Path(inspect.getfile(method))]:
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 @cache

@@ -6,18 +6,22 @@ differ in the method only, and the plain timm ViT is timed in the same rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench import backbone, checkpoint, record
+from bench.checkpoint import DamagedError
 from bench.costs import Conditions, Cost, Latency, Peak, paired_ratio, throughput_of, timing
+from bench.executors.alone import Share, alone
 from bench.manifest import device_name, now
 from bench.plan import Places, Planned, find_backbone
 from bench.probes.latency import Effort, Timed, Work, clock_of, time_in_turns
-from bench.progress import Observe, Tick
+from bench.progress import Notice, Observe, Tick
+from bench.resume import method_state
 from bench.rng import seed_everything
 from bench.runner import images_like, plain_vit
 from bench.spec import Cell
@@ -54,16 +58,53 @@ class Found:
     conditions: Conditions
 
 
-def waiting(planned: Iterable[Planned], places: Places) -> list[tuple[Cell, ...]]:
+def waiting(planned: Iterable[Planned], places: Places, tell: Observe) -> list[tuple[Cell, ...]]:
     """The sessions to be held: finished cells whose states wait to be measured, together where they may."""
     alike: dict[Cell, list[Cell]] = {}
     for item in planned:
-        folder = places.results / item.cell.id
-        if checkpoint.kept(folder) and record.read(folder / record.RECORD_NAME).done:
+        if _waits(item.cell, places, tell):
             alike.setdefault(item.cell.without_method(), []).append(item.cell)
     return [
         tuple(cells[i : i + MOST_CELLS]) for cells in alike.values() for i in range(0, len(cells), MOST_CELLS)
     ]
+
+
+def _waits(cell: Cell, places: Places, tell: Observe) -> bool:
+    """Whether a cell is finished, not measured, and its last state is whole; other states are deleted."""
+    folder = places.results / cell.id
+    if not checkpoint.kept(folder):
+        return False
+    found = record.read(folder / record.RECORD_NAME)
+    if not found.done:
+        return False
+    if found.cost is None or found.cost.latency is not None:
+        checkpoint.forget(folder)  # of a repetition that was never finished
+        return False
+    for path in checkpoint.kept(folder).values():
+        try:
+            checkpoint.verify(path)
+        except DamagedError as error:
+            checkpoint.set_aside(path)
+            tell(Notice(f"{error}; it was set aside, and the inference of this model is not measured"))
+    return cell.tasks in checkpoint.kept(folder)
+
+
+def hold(
+    cells: Sequence[Cell], places: Places, share: Share, tell: Observe, halted: Callable[[], bool]
+) -> dict[str, tuple[Found, Peak | None]]:
+    """Hold a session: the inference of each cell by its id, each measurement in a process of its own.
+
+    Args:
+        halted: asked now and then whether to stop.
+
+    Raises:
+        KeyboardInterrupt: if it was halted.
+        DiedError, torch.OutOfMemoryError: if the session cannot be held.
+    """
+    measured = partial(alone, share=share, observe=tell, halted=halted)
+    memory = {cell.id: measured(inference_memory, cell, places) for cell in cells}
+    found = measured(latencies, cells, places)
+    return {cell.id: (found[cell.id], memory[cell.id]) for cell in cells}
 
 
 def keep(cell: Cell, places: Places, found: Found, memory: Peak | None) -> record.Record:
@@ -127,7 +168,8 @@ def deployed(cell: Cell, places: Places, experiences: int) -> Deployed:
     seed_everything(cell.seed)  # random weights, where they are asked for
     model = backbone.build(found, protocol.image_size)
     method = METHODS[cell.method.name].load()(head_init=protocol.head_init, **cell.method.options)
-    method.restore(model, checkpoint.load(checkpoint.kept(places.results / cell.id)[experiences]))
+    state = checkpoint.load(checkpoint.kept(places.results / cell.id)[experiences])
+    method.restore(model, method_state(state))
     merged = method.merge(model)
     return Deployed(model.to(_device(cell)).eval(), merged)
 

@@ -20,6 +20,9 @@ from methods.errors import MissingError, UsageError
 from methods.hyper import as_plain, make_hyper
 from methods.registry import METHODS
 
+#: In place of the status of a record that cannot be read.
+DAMAGED = "damaged"
+
 
 @dataclass(frozen=True)
 class Places:
@@ -250,11 +253,13 @@ def unfinished(planned: Sequence[Planned], statuses: Mapping[str, str], rerun: s
     """The cells this command still has to run.
 
     Args:
-        statuses: status on disk by cell id, for the cells that have a record.
+        statuses: by cell id, for the cells that have a record; `DAMAGED` for one that cannot be read.
         rerun: "missing" runs what is not done, "failed" what was tried and is not done, "all" everything.
+            A damaged record is overwritten by the last two only.
     """
     for item in planned:
         status = statuses.get(item.cell.id)
-        wanted = {"all": True, "missing": status != "done", "failed": status not in (None, "done")}
+        missing, failed = status not in ("done", DAMAGED), status not in (None, "done")
+        wanted = {"all": True, "missing": missing, "failed": failed}
         if wanted[rerun]:
             yield item

@@ -24,8 +24,16 @@ class Tick:
     steps: str = "experience"
 
 
-Observe = Callable[[Tick], None]
+@dataclass(frozen=True)
+class Notice:
+    """A sentence that a person should see."""
+
+    text: str
 
 
-def silent(tick: Tick) -> None:
+News = Tick | Notice
+Observe = Callable[[News], None]
+
+
+def silent(news: News) -> None:
     """Watch nothing."""

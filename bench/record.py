@@ -2,14 +2,15 @@
 
 Times are in seconds, memory in bytes, accuracies are fractions; null means "not measured" or "not
 defined". A record that says "done" carries consistent numbers, and no other record carries any result.
-What is written is of schema 4; schema 1, which has no diagnostics, schema 2, which has no tables in them,
-and schema 3, which has no measurements of inference, are read as well.
+What is written is of schema 5; schema 1, which has no diagnostics, schema 2, which has no tables in them,
+schema 3, which has no measurements of inference, and schema 4, which does not tell how cells were spread
+and taken up again, are read as well.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeGuard
@@ -28,9 +29,10 @@ from pydantic import (
 
 from bench.costs import Cost, Frozen, UtcTime, same
 from bench.metrics import accuracy_matrix, compute_all
+from bench.storage import write_whole
 from methods.errors import UsageError
 
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 RECORD_NAME = "record.json"
 
 Status = Literal["done", "failed", "oom", "diverged", "interrupted", "skipped"]
@@ -115,7 +117,11 @@ class Diagnostic(Frozen):
 
 
 class Manifest(Frozen):
-    """The conditions a cell was run under. Hashes are null in a cell that never saw its data."""
+    """The conditions a cell was run under. Hashes are null in a cell that never saw its data.
+
+    `workers` cells were run at a time by the `executor`; null: as many as it had room for. `resumed` has an
+    entry for each time the cell was interrupted and taken up again: how many experiences were over then.
+    """
 
     versions: dict[str, str]
     device: str
@@ -131,6 +137,9 @@ class Manifest(Frozen):
     ended: UtcTime
     warnings: list[str] = Field([])
     command: str | None = None
+    executor: str = "serial"
+    workers: int | None = Field(1, ge=1)
+    resumed: list[Annotated[int, Field(ge=1)]] = Field([])
 
 
 class Record(Frozen):
@@ -146,7 +155,7 @@ class Record(Frozen):
 
     model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
 
-    schema_version: Literal[1, 2, 3, 4] = Field(alias="schema")
+    schema_version: Literal[1, 2, 3, 4, 5] = Field(alias="schema")
     status: Status
     reason: str | None = None
     method: str = Field(min_length=1)
@@ -286,19 +295,19 @@ def write(record: Record, folder: Path) -> Path:
         The path of the record.
 
     Raises:
-        OSError: if the folder cannot be made or the disk is full; an older record is then untouched.
+        StorageError: if it cannot be written; an older record is then untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, draft = folder / RECORD_NAME, folder / f".{RECORD_NAME}.{os.getpid()}"
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(to_json(record))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    path = folder / RECORD_NAME
+    write_whole(path, to_json(record).encode())
     return path
+
+
+def digest(path: Path) -> str | None:
+    """What tells whether a record has changed; None where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def read(path: Path) -> Record:
@@ -317,12 +326,12 @@ def read(path: Path) -> Record:
         _refuse(path, complaint(error))
 
 
-def read_all(results: Path) -> list[Record]:
-    """The records of all cells of a results folder, by the name of the cell's folder.
+def read_readable(results: Path) -> tuple[list[Record], list[str]]:
+    """The records of all cells of a results folder, by the name of the cell's folder, and a sentence on each
+    one that cannot be used.
 
     Raises:
         UsageError: if the folder does not exist or cannot be read.
-        RecordError: if one of the records cannot be used.
     """
     try:
         cells = sorted(path for path in results.iterdir() if path.is_dir())
@@ -331,7 +340,26 @@ def read_all(results: Path) -> list[Record]:
             f"cannot read the results folder '{results}' ({error.strerror}); give the folder that "
             "`python -m bench run --results DIR` has filled"
         ) from None
-    return [read(cell / RECORD_NAME) for cell in cells if (cell / RECORD_NAME).exists()]
+    records, complaints = [], []
+    for path in (cell / RECORD_NAME for cell in cells if (cell / RECORD_NAME).exists()):
+        try:
+            records.append(read(path))
+        except RecordError as error:
+            complaints.append(str(error))
+    return records, complaints
+
+
+def read_all(results: Path) -> list[Record]:
+    """The records of all cells of a results folder.
+
+    Raises:
+        UsageError: if the folder does not exist or cannot be read.
+        RecordError: if one of the records cannot be used.
+    """
+    records, complaints = read_readable(results)
+    if complaints:
+        raise RecordError("; ".join(complaints))
+    return records
 
 
 def _content(path: Path) -> dict[str, Any]:

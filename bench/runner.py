@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from bench import backbone, checkpoint, record
-from bench.costs import Cost, Parameters, PeakMemory
-from bench.manifest import manifest_of, now
-from bench.metrics import accuracy_matrix, compute_all
+from bench.costs import Cost, PeakMemory
+from bench.manifest import Circumstances, manifest_of, now
 from bench.plan import Places, Planned, find_backbone, images_of, open_benchmark, split_of
-from bench.progress import Observe, Tick
+from bench.progress import Notice, Observe, Tick
 from bench.spec import Cell
+from bench.storage import StorageError
 from methods.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,124 +24,171 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.batches import Pipeline
+    from bench.outcome import Outcome, Spent
     from bench.probes.memory import Highest
-    from bench.probes.sizes import Size
     from bench.probes.training import Phases
+    from bench.resume import Made
     from bench.strategy import Strategy
 
-TRACEBACK_NAME = "traceback.txt"
 EVAL_BATCH = 128
 TICK_SECONDS = 0.2
 
+#: What torch says where it has no class of error for it.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+
+
+class CellMemoryError(RuntimeError):
+    """Memory ran out. The message has the batch size and the peak; `peak` is for the record."""
+
+    def __init__(self, message: str, peak: PeakMemory | None) -> None:
+        super().__init__(message)
+        self.peak = peak
+
 
 @dataclass(frozen=True)
-class Spent:
-    """What one experience took, and how large it left the method; see `bench.costs.Cost`."""
+class Ended:
+    """How a cell ended: its record, and the traceback of what stopped it."""
 
-    train_seconds: float
-    phases: Phases
-    energy: float | None
-    eval_seconds: float | None
-    trainable: int
-    stored: Size
-    deployed: Size
-    flops: int
+    record: record.Record
+    traceback: str | None = None
 
 
-@dataclass
-class Outcome:
-    """What a cell has measured so far; an experience adds one entry to each list.
+def run_cell(planned: Planned, places: Places, how: Circumstances, observe: Observe) -> Ended:
+    """Run a cell, from its last state where it has one, and return its record; whatever happens.
 
-    `meanings` are the sentences on the names in `diagnostics`; `memory` is the peak of all trainings.
+    A cell's fault stays the cell's. What it has learnt is in its folder, to go on from; nothing else is
+    written.
+
+    Raises:
+        StorageError: if its state cannot be written, which is no fault of the cell.
     """
-
-    counts: list[int] = field(default_factory=list)
-    correct: list[list[int | None]] = field(default_factory=list)
-    spent: list[Spent] = field(default_factory=list)
-    diagnostics: list[Mapping[str, record.DiagnosticValue]] = field(default_factory=list)
-    meanings: Mapping[str, str] = field(default_factory=dict)
-    memory: PeakMemory | None = None
-    plain_flops: int | None = None
-
-
-def run_cell(planned: Planned, places: Places, command: str | None, observe: Observe) -> record.Record:
-    """Run a cell and return its record, whatever happens; a cell's fault stays the cell's.
-
-    KeyboardInterrupt alone is passed on, once the record of the interrupted cell is on disk.
-    """
-    started, folder = now(), places.results / planned.cell.id
-    (folder / TRACEBACK_NAME).unlink(missing_ok=True)
-    checkpoint.forget(folder)
+    cell, started = planned.cell, now()
     if planned.missing is not None:
-        return _finish(planned.cell, places, command, started, "skipped", planned.missing)
+        return Ended(record_of(cell, places, how, started, "skipped", planned.missing))
     try:
-        results = _results(learn(planned.cell, places, observe))
+        outcome = learn(cell, places, started, observe)
+        from bench.outcome import results_of
+
+        results = results_of(outcome)
     except KeyboardInterrupt:
-        _finish(planned.cell, places, command, started, "interrupted", "stopped by Ctrl-C")
+        return Ended(
+            record_of(cell, places, how, started, "interrupted", f"stopped{kept_until(cell, places)}")
+        )
+    except StorageError:
         raise
     except Exception as error:  # the boundary of a cell: the rest of the grid goes on
-        status = _status_of(error)
-        made = _finish(planned.cell, places, command, started, status, _reason(error))
-        (places.results / planned.cell.id / TRACEBACK_NAME).write_text(traceback.format_exc())
-        return made
-    try:
-        return _finish(planned.cell, places, command, started, "done", None, results)
-    except OSError:  # a full disk: without a record the states are of no use
-        checkpoint.forget(folder)
-        raise
+        return Ended(_record_of_error(cell, places, how, started, error), traceback.format_exc())
+    manifest = manifest_of(cell, places, how, outcome.started, outcome.resumed)
+    return Ended(_record(cell, manifest, "done", None, results))
 
 
-def record_of_death(cell: Cell, places: Places, command: str | None, reason: str) -> record.Record:
-    """Record a cell whose process ended without a word."""
-    return _finish(cell, places, command, now(), "failed", reason)
+def kept_until(cell: Cell, places: Places) -> str:
+    """Where a cell goes on that is taken up again, to be added to a sentence."""
+    last = max(checkpoint.kept(places.results / cell.id), default=0)
+    return f"; its state after experience {last} of {cell.tasks} is kept" if last else ""
 
 
-def learn(cell: Cell, places: Places, observe: Observe) -> Outcome:
-    """Train and evaluate, experience by experience.
+def learn(cell: Cell, places: Places, started: str, observe: Observe) -> Outcome:
+    """Train and evaluate, experience by experience, those that are not over yet.
 
     The heavy imports are here and in what is called from here: listing and reporting need none of them.
     """
     import torch
 
+    from bench import resume
+    from bench.outcome import Outcome, higher
     from bench.probes.memory import Highest
     from bench.stream import experiences, union
 
-    split, arrays = split_of(cell, places), images_of(cell, places)
-    assert split.sha256 == cell.split_sha256, "the data changed between planning and running"
+    split, arrays, folder = split_of(cell, places), images_of(cell, places), places.results / cell.id
+    _check_unchanged("split of the data", split.sha256, cell.split_sha256)
     memory = Highest(torch.device(cell.device))
-    strategy, method = assemble(cell, places, observe)
-    outcome = Outcome(counts=_counts(arrays.test_y, split.task_sizes), meanings=method.describes)
-    stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
-    for task, experience in enumerate(stream):
-        with memory.watching():
-            trained = _train(strategy, experience)
-        seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
-        evaluated = not method.waits_for_all or task == len(stream) - 1
-        if evaluated:
-            observe(Tick("evaluating", task + 1, len(stream)))
-        seconds = _timed(strategy, lambda e=seen: strategy.eval([e])) if evaluated else None
-        unknown: list[int | None] = [None] * len(stream)
-        outcome.correct.append(_row(strategy, split.task_sizes, task) if evaluated else unknown)
-        outcome.diagnostics.append(method.diagnostics())
-        outcome.spent.append(_spent(strategy, method, trained, seconds, cell.protocol.image_size))
-        if evaluated and task in (0, len(stream) - 1):
-            checkpoint.save(method.state(), places.results / cell.id, task + 1)
-    outcome.memory = _training_memory(memory)
-    outcome.plain_flops = _plain_flops(cell, places)
+    with _explaining_memory(cell, memory):
+        made = assemble(cell, places, observe)
+        strategy, method = made.strategy, made.method
+        counts = _counts(arrays.test_y, split.task_sizes)
+        fresh = Outcome(started, counts, meanings=method.describes)
+        outcome = resume.pick_up(made, cell, folder, observe) or fresh
+        if outcome.resumed:
+            observe(Notice(f"{cell.id}: goes on after experience {len(outcome.spent)} of {cell.tasks}"))
+        stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
+        for task in range(len(outcome.spent), len(stream)):
+            with memory.watching():
+                trained = _train(strategy, stream[task])
+            seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
+            evaluated = not method.waits_for_all or task == len(stream) - 1
+            if evaluated:
+                observe(Tick("evaluating", task + 1, len(stream)))
+            seconds = _timed(strategy, lambda e=seen: strategy.eval([e])) if evaluated else None
+            unknown: list[int | None] = [None] * len(stream)
+            outcome.correct.append(_row(strategy, split.task_sizes, task) if evaluated else unknown)
+            outcome.diagnostics.append(method.diagnostics())
+            outcome.spent.append(_spent(strategy, method, trained, seconds, cell.protocol.image_size))
+            outcome.memory = higher(outcome.memory, _training_memory(memory))
+            if evaluated:  # one that waits has learnt nothing to go on from
+                resume.save(made, cell, folder, outcome)
+        outcome.plain_flops = _plain_flops(cell, places)
     return outcome
 
 
-def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, Any]:
+def _check_unchanged(what: str, found: str, planned: str | None) -> None:
+    if found != planned:
+        raise UsageError(
+            f"the {what} has sha256 {found}, and {planned} when the grid was planned; every machine that runs "
+            "cells needs the same files, and they must not change meanwhile"
+        )
+
+
+@contextmanager
+def _explaining_memory(cell: Cell, memory: Highest) -> Iterator[None]:
+    """Add to an error for want of memory the batch size and the peak."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_for_memory(error):
+            raise
+        peak = _peak_so_far(memory)
+        at = ""
+        if peak is not None and peak.training is not None:
+            at = f"{peak.training.peak / 2**20:.0f} MiB in use at the highest point ({peak.kind}), "
+        raise CellMemoryError(
+            f"out of memory with {at}a batch of {cell.protocol.batch_size} images in training and "
+            f"{EVAL_BATCH} in evaluation: {_reason(error)}",
+            peak,
+        ) from error
+
+
+def _peak_so_far(memory: Highest) -> PeakMemory | None:
+    if memory.meter is None:
+        return None
+    return PeakMemory(kind=memory.meter.kind, training=memory.meter.highest(memory.baseline))
+
+
+def _is_for_memory(error: Exception) -> bool:
+    import errno
+
+    import torch
+
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def assemble(cell: Cell, places: Places, observe: Observe) -> Made:
     """The strategy of a cell, with its backbone, its method and its data pipeline plugged in."""
     from bench.batches import AUGMENTATIONS, clean
     from bench.probes.training import Witness
+    from bench.resume import Made
     from bench.rng import generator, seed_everything
     from bench.strategy import SCHEDULES, FiniteLoss, Predictions, Schedule, Strategy, Watch
     from methods.registry import METHODS
 
     protocol = cell.protocol
     found = find_backbone(protocol.backbone, places.weights, places.roots)
+    _check_unchanged(f"file with the weights of {found.tag}", found.sha256, cell.backbone_sha256)
     pipeline = pipeline_of(cell, found)
+    streams = {use: generator(cell.seed, use) for use in ("augmentation", "statistics", "data order")}
     seed_everything(cell.seed)  # random weights, where they are asked for
     model = backbone.build(found, protocol.image_size).to(pipeline.device)
     seed_everything(cell.seed)  # building drew random numbers; the method's own start afresh
@@ -153,10 +197,10 @@ def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, An
     strategy = Strategy(
         model=model,
         optimizer=method.make_optimizer(model.parameters()),
-        train_collate=augment(pipeline, generator(cell.seed, "augmentation")),
+        train_collate=augment(pipeline, streams["augmentation"]),
         eval_collate=clean(pipeline),
-        look_collate=augment(pipeline, generator(cell.seed, "statistics")),
-        order=generator(cell.seed, "data order"),
+        look_collate=augment(pipeline, streams["statistics"]),
+        order=streams["data order"],
         precision=protocol.precision,
         train_mb_size=protocol.batch_size,
         train_epochs=protocol.epochs,
@@ -172,7 +216,7 @@ def assemble(cell: Cell, places: Places, observe: Observe) -> tuple[Strategy, An
             Watch(observe, cell.tasks, TICK_SECONDS),
         ],
     )
-    return strategy, method
+    return Made(strategy, method, streams)
 
 
 def pipeline_of(cell: Cell, found: backbone.Backbone) -> Pipeline:
@@ -223,6 +267,7 @@ def _spent(
     image_size: int,
 ) -> Spent:
     """What an experience took, and what the method has become; `strategy` is left as it is."""
+    from bench.outcome import Spent
     from bench.probes.flops import flops_of
     from bench.probes.sizes import size_of
 
@@ -292,33 +337,46 @@ def _row(strategy: Strategy, task_sizes: Sequence[int], task: int) -> list[int |
     return [sum(hits[row] for row in rows[j]) if j <= task else None for j in range(len(task_sizes))]
 
 
-def _status_of(error: Exception) -> record.Status:
-    import torch
+# ---- the record --------------------------------------------------------------------------------
 
+
+def _record_of_error(
+    cell: Cell, places: Places, how: Circumstances, started: str, error: Exception
+) -> record.Record:
+    reason = str(error) if isinstance(error, CellMemoryError) else _reason(error)
+    made = record_of(cell, places, how, started, _status_of(error), reason + kept_until(cell, places))
+    peak = error.peak if isinstance(error, CellMemoryError) else None
+    return made.model_copy(update={"cost": Cost(peak_memory=peak)}) if peak else made
+
+
+def _status_of(error: Exception) -> record.Status:
     from bench.strategy import DivergedError
 
     if isinstance(error, DivergedError):
         return "diverged"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "oom"
-    return "failed"
+    return "oom" if isinstance(error, CellMemoryError) or _is_for_memory(error) else "failed"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _finish(
+def record_of(
+    cell: Cell, places: Places, how: Circumstances, started: str, status: record.Status, reason: str
+) -> record.Record:
+    """The record of a cell that has no results."""
+    return _record(cell, manifest_of(cell, places, how, started), status, reason, {})
+
+
+def _record(
     cell: Cell,
-    places: Places,
-    command: str | None,
-    started: str,
+    manifest: record.Manifest,
     status: record.Status,
     reason: str | None,
-    results: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any],
 ) -> record.Record:
-    made = record.Record(
+    return record.Record(
         schema=record.SCHEMA,
         status=status,
         reason=reason,
@@ -328,80 +386,6 @@ def _finish(
         tasks=cell.tasks,
         config=cell.model_dump(mode="json"),
         class_order=cell.class_order,
-        manifest=manifest_of(cell, places, command, started),
-        **(results or {}),
-    )
-    if status != "done":
-        checkpoint.forget(places.results / cell.id)
-    if status == "interrupted" and _is_done(places.results / cell.id / record.RECORD_NAME):
-        return made  # an interrupted repetition takes nothing away
-    record.write(made, places.results / cell.id)
-    if status != "skipped":  # what it was recorded as while its data were missing is out of date
-        shutil.rmtree(places.results / cell.without_data().id, ignore_errors=True)
-    return made
-
-
-def _is_done(path: Path) -> bool:
-    return path.exists() and record.read(path).done
-
-
-def _results(outcome: Outcome) -> dict[str, Any]:
-    """What the record of a finished cell holds, and no other.
-
-    Raises:
-        UsageError: if what the method tells of itself cannot be recorded.
-    """
-    return {
-        "correct": outcome.correct,
-        "counts": outcome.counts,
-        "accuracy_matrix": accuracy_matrix(outcome.correct, outcome.counts),
-        "metrics": compute_all(outcome.correct, outcome.counts),
-        "diagnostics": _diagnostics(outcome),
-        "cost": _cost(outcome),
-    }
-
-
-def _diagnostics(outcome: Outcome) -> dict[str, record.Diagnostic] | None:
-    """Each name's entries in a row, null where an experience lacks it; None if there is nothing to say."""
-    names = sorted({name for entry in outcome.diagnostics for name in entry})
-    return {name: _diagnostic(name, outcome) for name in names} or None
-
-
-def _diagnostic(name: str, outcome: Outcome) -> record.Diagnostic:
-    if name not in outcome.meanings:
-        raise UsageError(
-            f"diagnostics() of the method returns '{name}', which its `describes` does not explain; "
-            "add a sentence on it there"
-        )
-    try:
-        values = [entry.get(name) for entry in outcome.diagnostics]
-        return record.Diagnostic(meaning=outcome.meanings[name], values=values)
-    except ValidationError as error:
-        raise UsageError(
-            f"diagnostics() of the method returns '{name}' in a form that cannot be recorded "
-            f"({record.complaint(error)}); return a finite number, a list with one for each block, a table "
-            "with a line for each experience tested, or None"
-        ) from None
-
-
-def _cost(outcome: Outcome) -> Cost:
-    spent = outcome.spent
-    energy = [one.energy for one in spent]
-    return Cost(
-        train_seconds=[one.train_seconds for one in spent],
-        prepare_seconds=[one.phases.prepare for one in spent],
-        consolidate_seconds=[one.phases.consolidate for one in spent],
-        train_images=[one.phases.images for one in spent],
-        eval_seconds=[one.eval_seconds for one in spent],
-        energy_joules=None if None in energy else energy,
-        peak_memory=outcome.memory,
-        flops=[one.flops for one in spent],
-        plain_flops=outcome.plain_flops,
-        parameters=Parameters(
-            trainable=[one.trainable for one in spent],
-            stored=[one.stored.elements for one in spent],
-            deployed=[one.deployed.elements for one in spent],
-            stored_bytes=[one.stored.bytes for one in spent],
-            deployed_bytes=[one.deployed.bytes for one in spent],
-        ),
+        manifest=manifest,
+        **results,
     )

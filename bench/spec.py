@@ -8,9 +8,17 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from methods.errors import UsageError, unknown
 
@@ -18,6 +26,9 @@ ScaleName = Literal["smoke", "quick", "full"]
 EvalOn = Literal["test", "validation"]
 Device = Literal["cpu", "cuda"]
 Rerun = Literal["missing", "failed", "all"]
+Executor = Literal["serial", "processes", "ray"]
+
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 MAX_IMAGE_SIZE = 4096  # beyond it a mistyped size takes all memory before it can be answered
 
@@ -70,6 +81,16 @@ class Choice(Frozen):
         return label_of(self.name, self.options)
 
 
+def seconds_of(value: object) -> object:
+    """ "90", "90s", "30m", "2h" -> seconds; anything else is left for the validation to refuse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value) if isinstance(value, str) else None
+    return float(match[1]) * SECONDS[match[2] or "s"] if match else value
+
+
+#: Seconds; a text may have a unit, such as 30m.
+Duration = Annotated[float, Field(gt=0), BeforeValidator(seconds_of)]
+
+
 class Settings(Frozen):
     """One command: which cells to run, and how."""
 
@@ -85,12 +106,26 @@ class Settings(Frozen):
     image_size: int | None = Field(None, gt=0, le=MAX_IMAGE_SIZE)
     data_root: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    executor: Literal["serial"] = "serial"
-    workers: int = Field(1, ge=1, le=1)
+    executor: Executor = "serial"
+    workers: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1)
+    cell_timeout: Duration | None = None
+    ray_address: str | None = None
     results: Path = Path("results")
     eval_on: EvalOn = "test"
     precision: Literal["fp32", "bf16"] = "fp32"
     rerun: Rerun = "missing"
+
+    @model_validator(mode="after")
+    def _executor_has_what_is_asked_for(self) -> Settings:
+        if self.executor == "serial" and (self.workers or 1) > 1:
+            raise ValueError(
+                f"workers is {self.workers}, and the executor serial runs one cell at a time; legal: 1, or "
+                "--executor processes, --executor ray"
+            )
+        if self.executor != "ray" and self.ray_address is not None:
+            raise ValueError(f"ray_address is given, and the executor is {self.executor}; use --executor ray")
+        return self
 
     @field_validator("seeds")
     @classmethod
@@ -249,8 +284,8 @@ def _with_option(choice: Choice, owner: str, option: str, value: Any) -> Choice:
 def sentence(error: Any) -> str:
     """One of pydantic's errors as: field, what was received, what is legal."""
     field = ".".join(str(part) for part in error["loc"])
-    problem = error["msg"].removeprefix("Value error, ").lower()
-    return f"{field}: {problem}, got {error['input']!r}"
+    problem = error["msg"].removeprefix("Value error, ")
+    return f"{field}: {problem.lower()}, got {error['input']!r}" if field else problem
 
 
 def make_protocol(values: Mapping[str, Any]) -> Protocol:

@@ -27,10 +27,13 @@ FILES = (
 Drawn = dict[str, list[str]]
 
 
-def write_report(records: Sequence[Record], out: Path) -> Path:
+def write_report(records: Sequence[Record], out: Path, complaints: Sequence[str] = ()) -> Path:
     """Write `out`/report.md and its figures, `out`/figures/*.svg and *.png.
 
     Beside them: report.html, the same in one file; tables/*.csv and *.tex; cells.csv with the raw numbers.
+
+    Args:
+        complaints: sentences on records that cannot be used; the report begins with them.
 
     Returns:
         The path of the report.
@@ -40,12 +43,13 @@ def write_report(records: Sequence[Record], out: Path) -> Path:
     """
     if not records:
         raise UsageError(
-            "no records to report on; make some: python -m bench run (its --results is read here)"
+            "; ".join(["no records to report on", *complaints])
+            + "; make some: python -m bench run (its --results is read here)"
         )
     groups = group(records)
     try:
         drawn = _draw(groups, out)
-        text = "\n".join(_lines(records, groups, drawn)) + "\n"
+        text = "\n".join(_lines(records, groups, drawn, complaints)) + "\n"
         path = _write(out / REPORT_NAME, text)
         _write(out / HTML_NAME, html.page(text, lambda image: (out / image).read_bytes()))
         files.write_tables(groups, out)
@@ -84,8 +88,11 @@ def _draw_group(g: Group, styles: dict[str, figures.Style], out: Path) -> Drawn:
     return {kind: [path.relative_to(out).as_posix() for path in paths] for kind, paths in written.items()}
 
 
-def _lines(records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, Drawn]) -> Iterator[str]:
+def _lines(
+    records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, Drawn], complaints: Sequence[str]
+) -> Iterator[str]:
     yield from ["# Continual-learning benchmark", ""]
+    yield from (f"- **Not in this report**: {escape(complaint)}" for complaint in complaints)
     yield from _top(records, groups)
     for g in groups:
         yield from _results(g, drawn[g.stem])

@@ -276,7 +276,33 @@ def _equality(group: Group) -> list[str]:
     machines = sorted({f"{m.device}, {counted(m.threads, 'thread')}" for m in ran})
     if len(machines) > 1:
         found.append(f"Times are not comparable, the cells ran on different machines: {'; '.join(machines)}.")
-    return found
+    return found + _spread(group) + _resumed(group)
+
+
+def _spread(group: Group) -> list[str]:
+    ran = {(record.manifest.executor, record.manifest.workers) for record in group.done}
+    if ran <= {(executor, 1) for executor, _ in ran}:
+        return []
+    said = [
+        f"{executor}, {'as many as fit' if workers is None else workers} at a time"
+        for executor, workers in sorted(ran, key=str)
+    ]
+    return [f"Cells were run beside each other, which lengthens the times of training: {'; '.join(said)}."]
+
+
+def _resumed(group: Group) -> list[str]:
+    cells = [
+        f"{row.method}, seed {record.seed}, after task {' and '.join(map(str, record.manifest.resumed))}"
+        for row in group.rows
+        for record in row.done
+        if record.manifest.resumed
+    ]
+    if not cells:
+        return []
+    return [
+        "These cells were interrupted and taken up again; their times and their memory of training come from "
+        f"several processes, their accuracies are those of an uninterrupted run: {'; '.join(cells)}."
+    ]
 
 
 def _timing(group: Group) -> list[str]:

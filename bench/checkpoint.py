@@ -56,7 +56,7 @@ def save(state: State, cell: Path, experiences: int) -> Path:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
     content = to_bytes(tensors, metadata={NOTES: json.dumps(dict(state.notes))})
     path = cell / FOLDER / f"{experiences}.{hashlib.sha256(content).hexdigest()}.safetensors"
-    _make(cell)
+    make_folder(cell)
     write_whole(path, content)
     for other in (cell / FOLDER).glob(f"{experiences}.*.safetensors"):
         if other != path:
@@ -64,7 +64,12 @@ def save(state: State, cell: Path, experiences: int) -> Path:
     return path
 
 
-def _make(cell: Path) -> None:
+def make_folder(cell: Path) -> None:
+    """Make the folder of a cell, but not the results folder.
+
+    Raises:
+        StorageError: if it cannot be made.
+    """
     try:
         cell.mkdir(exist_ok=True)
     except OSError as error:

@@ -182,7 +182,7 @@ def _run(settings: Settings, options: argparse.Namespace, command: str) -> int:
     from bench.estimate import longest_first, seconds_by_cell
     from bench.executors.spread import spread_of
     from bench.grid import found_before
-    from bench.plan import check_images, pick_device, places_of, plan, unfinished
+    from bench.plan import check_images, device_of, places_of, plan, unfinished
 
     console = Console()
     planned = plan(settings, skip_missing=options.skip_missing)
@@ -190,7 +190,7 @@ def _run(settings: Settings, options: argparse.Namespace, command: str) -> int:
     statuses = {} if settings.rerun == "all" else {cell: found.status for cell, found in before.items()}
     todo = list(unfinished(planned, statuses, settings.rerun))
     seconds = seconds_by_cell(todo, _past(settings.results))
-    spread = spread_of(settings, pick_device(settings.device))
+    spread = spread_of(settings, device_of(settings))
     if spread.workers != 1:
         todo = longest_first(todo, seconds)
     if options.dry_run:

@@ -108,6 +108,10 @@ def device_name(device: str) -> str:
     """The device kind and what it is: "cuda: NVIDIA H100", "cpu: AMD EPYC"."""
     import torch
 
+    if device == "cuda" and not torch.cuda.is_available():
+        return (
+            "cuda: on another machine"  # a record without results, written by who started the cluster's work
+        )
     if device == "cuda":
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {_processor()}"

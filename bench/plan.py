@@ -56,7 +56,7 @@ def plan(settings: Settings, *, skip_missing: bool) -> list[Planned]:
         MissingError: for data or weights that are not here, unless `skip_missing`.
         UsageError: for anything else that cannot be run as asked.
     """
-    places, device = places_of(settings), pick_device(settings.device)
+    places, device = places_of(settings), device_of(settings)
     planned = [
         _planned(settings, places, device, benchmark, method, seed, skip_missing)
         for benchmark in settings.benchmarks
@@ -168,6 +168,13 @@ def _protocol(settings: Settings, benchmark: Benchmark[Any], method_class: Any) 
     asked = {"backbone": settings.backbone, "image_size": settings.image_size}
     values |= {name: value for name, value in asked.items() if value is not None}
     return make_protocol(values | settings.protocol_options)
+
+
+def device_of(settings: Settings) -> Device:
+    """The device kind a grid runs on. Of a cluster's GPUs this machine need not have any."""
+    if settings.executor == "ray" and settings.device == "cuda":
+        return "cuda"
+    return pick_device(settings.device)
 
 
 def pick_device(asked: str) -> Device:

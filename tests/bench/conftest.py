@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from bench import measure, plan
 from bench.cli import main
-from bench.executors import serial
+from bench.executors import alone
+from bench.executors.alone import Answer, Share
+from bench.progress import News, Observe
 from tests.conftest import synthetic
 
 
@@ -31,9 +34,32 @@ def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.numpy(), y.numpy()
 
 
-def here(work: Callable[..., Any], *arguments: Any, device: str, observe: Any) -> Any:
+def here(work: Callable[..., Any], *arguments: Any, share: Share, observe: Any, halted: Any) -> Any:
     """In place of `bench.executors.alone.alone`: in this process, where a test can watch the work."""
     return work(*arguments, observe)
+
+
+class Done:
+    """In place of `bench.executors.alone.Running`: work that was done in this process, and told later."""
+
+    overdue = False
+
+    def __init__(self, work: Callable[..., Any], *arguments: Any, share: Share, seconds: float | None) -> None:
+        self.news: list[News] = []
+        self.connection, self.other = multiprocessing.Pipe(duplex=False)
+        self.other.send("there is something to be heard")
+        try:
+            self.answer = Answer(work(*arguments, self.news.append))
+        except Exception as error:  # as a process of its own does
+            self.answer = Answer(error=error)
+
+    def listen(self, observe: Observe) -> Answer:
+        for news in self.news:
+            observe(news)
+        return self.answer
+
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 @pytest.fixture
@@ -45,7 +71,8 @@ def cli(
     monkeypatch.setenv("DUALLORA_BENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(serial, "alone", here)
+    monkeypatch.setattr(alone, "start", Done)
+    monkeypatch.setattr(measure, "alone", here)
     monkeypatch.setattr(measure, "BATCHES", {"cpu": (1, 2)})
 
     def run(*arguments: str) -> tuple[int, str, str]:

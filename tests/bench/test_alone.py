@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.executors.alone import DiedError, alone
+from bench.executors.alone import DiedError, Share, alone
 from bench.progress import Observe, Tick, silent
 from methods.errors import UsageError
 
@@ -39,7 +39,7 @@ def leave(observe: Observe) -> None:
 
 def test_each_work_has_a_process_that_did_nothing_before() -> None:
     ticks: list[Tick] = []
-    found = [alone(whoami, word, device="cpu", observe=ticks.append) for word in ("a", "b")]
+    found = [alone(whoami, word, share=Share("cpu"), observe=ticks.append) for word in ("a", "b")]
     assert [word for word, _, _ in found] == ["a", "b"]
     assert len({pid for _, pid, _ in found} | {os.getpid()}) == 3
     assert [left for _, _, left in found] == [1, 1]
@@ -48,17 +48,17 @@ def test_each_work_has_a_process_that_did_nothing_before() -> None:
 
 def test_what_it_raises_is_raised_here() -> None:
     with pytest.raises(UsageError, match="legal: nothing"):
-        alone(refuse, device="cpu", observe=silent)
+        alone(refuse, share=Share("cpu"), observe=silent)
 
 
 def test_a_process_that_is_killed_is_told_by_its_signal() -> None:
-    with pytest.raises(DiedError, match="ended by SIGKILL; the system does that where memory runs out"):
-        alone(vanish, signal.SIGKILL, device="cpu", observe=silent)
+    with pytest.raises(DiedError, match="ended by SIGKILL"):
+        alone(vanish, signal.SIGKILL, share=Share("cpu"), observe=silent)
 
 
 def test_a_process_that_ends_without_an_answer_is_told_by_its_status() -> None:
     with pytest.raises(DiedError, match="exit status 3"):
-        alone(leave, device="cpu", observe=silent)
+        alone(leave, share=Share("cpu"), observe=silent)
 
 
 STOPPED = """
@@ -66,12 +66,15 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
 from bench.executors import alone
 from bench.progress import silent
+from bench.stopping import listening
 from tests.bench.test_alone import work_until_stopped
 alone.PRELOADED = []  # nothing heavy is needed
-try:
-    alone.alone(work_until_stopped, sys.argv[1], device="cpu", observe=silent)
-except KeyboardInterrupt:
-    print("stopped")
+with listening() as stop:
+    try:
+        share = alone.Share("cpu")
+        alone.alone(work_until_stopped, sys.argv[1], share=share, observe=silent, halted=lambda: stop.asked)
+    except KeyboardInterrupt:
+        print("stopped")
 """
 
 

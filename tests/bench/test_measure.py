@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import checkpoint, measure, record
-from bench.executors import serial
-from bench.executors.alone import DiedError, alone
+from bench import measure, record
+from bench.executors.alone import DiedError
+from bench.grid import Grid
+from bench.progress import silent
 from bench.record import RECORD_NAME, Record, read
 from methods.finetune import Finetune
 from methods.registry import METHODS
@@ -144,7 +145,7 @@ def test_a_grid_that_was_stopped_goes_on_measuring(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(serial, "latencies", stopped)
+        patched.setattr(measure, "latencies", stopped)
         status, out, _ = cli("run", "--methods", "ncm,joint", *TINY)
     assert status == 1
     assert "the same command goes on measuring inference" in out
@@ -168,7 +169,7 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(
         raise DiedError("its process was ended by SIGKILL")
 
     with monkeypatch.context() as patched:
-        patched.setattr(serial, "latencies", died)
+        patched.setattr(measure, "latencies", died)
         status, out, err = cli("run", "--methods", "ncm", *TINY)
     assert status == 1
     assert "inference could not be measured: its process was ended by SIGKILL" in out
@@ -177,72 +178,21 @@ def test_what_cannot_be_measured_is_told_and_loses_nothing(
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
 
 
-def test_a_cell_whose_process_dies_is_recorded_and_the_grid_goes_on(
-    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fatal(work: Any, *arguments: Any, **settings: Any) -> Any:
-        if arguments[0].cell.method.name == "ncm":
-            raise DiedError("its process was ended by SIGSEGV")
-        return alone(work, *arguments, **settings)
-
-    monkeypatch.setattr(serial, "measure", lambda *arguments: [])
-    monkeypatch.setattr(serial, "alone", fatal)
-    status, _, _ = cli("run", "--methods", "ncm,linear-probe", *TINY)
-    found = records(tmp_path)
-    assert status == 1
-    assert (found["ncm"].status, found["ncm"].reason) == ("failed", "its process was ended by SIGSEGV")
-    assert found["linear-probe"].done
-
-
-def test_a_cell_that_fails_leaves_no_state(
-    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[None] = []
-
-    def broken(self: Any, strategy: Any) -> None:
-        calls.append(None)
-        if len(calls) == 2:
-            raise ValueError("it broke")
-
-    monkeypatch.setattr(Finetune, "end", broken)
-    assert cli("run", "--methods", "finetune", *TINY)[0] == 1
-    assert not list(tmp_path.rglob("*.safetensors"))
-
-
 def test_sessions_hold_cells_that_differ_in_the_method_only(
     cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[list[str]] = []
 
-    def noted(sessions: Any, *arguments: Any) -> list[Any]:
+    def noted(self: Grid, planned: Any) -> Any:
+        sessions = measure.waiting(planned, self.places, silent)
         held.extend([cell.method.label for cell in cells] for cells in sessions)
-        return []
+        return iter(())
 
-    monkeypatch.setattr(serial, "measure", noted)
+    monkeypatch.setattr(Grid, "measure", noted)
     monkeypatch.setattr(measure, "MOST_CELLS", 2)
     methods = ("--methods", "ncm,ncm:metric=cosine,linear-probe")
     cli("run", *methods, *TINY[:2], "--seeds", "0,1", *TINY[4:])
     assert held == [["ncm", "ncm:metric=cosine"], ["linear-probe"]] * 2
-
-
-def test_states_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = {"a": torch.arange(6.0).view(2, 3).t(), "empty": torch.zeros(0, 4), "ids": torch.tensor([3, 1])}
-    path = checkpoint.save(state, tmp_path, 10)
-    checkpoint.save(state, tmp_path, 9)
-    assert list(checkpoint.kept(tmp_path)) == [9, 10]
-    found = checkpoint.load(path)
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-
-    def full(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save({}, tmp_path, 10)
-    assert checkpoint.load(path).keys() == state.keys()
-    checkpoint.forget(tmp_path)
-    assert checkpoint.kept(tmp_path) == {}
 
 
 def test_what_is_added_to_a_record_changes_nothing_else(everything: dict[str, Record]) -> None:

@@ -33,8 +33,9 @@ def claim(results: Path, name: str) -> FileLock | None:
     except Timeout:
         return None
     except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or error
         raise StorageError(
-            f"cannot lock '{lock.lock_file}' ({getattr(error, 'strerror', None) or error}); nothing is harmed; "
+            f"cannot lock '{lock.lock_file}' ({why}); nothing that was on disk before is harmed. "
             "Give a results folder that is there, can be written to, and is on a file system with locks"
         ) from None
     return lock

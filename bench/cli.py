@@ -51,7 +51,7 @@ RUN_OPTIONS = {
     "device": "auto | cpu | cuda (default: auto)",
     "executor": "how cells are spread: serial (default) | processes, on this machine | ray, over a cluster",
     "workers": "cells at a time (default: serial 1, processes one a GPU or core, ray as many as fit)",
-    "threads": "CPU threads of a cell (default: all, shared by the workers; ray: 1); a condition of its numbers",
+    "threads": "of the CPU, for each cell (default: all, shared by the workers; ray: 1)",
     "cell-timeout": "what a cell may take: seconds, or such as 30m, 2h (default: any time)",
     "ray-address": "of a running Ray cluster, or auto (default: a Ray of its own on this machine)",
     "results": "folder of the records (default: results)",
@@ -256,8 +256,8 @@ def _carry_out(
                     finished += 1
         except StoppedError:
             console.print(
-                f"stopped: {finished} of {len(todo)} cells ended and are on disk in '{places.results}'; the same "
-                "command goes on with the rest, each from its last experience",
+                f"stopped: {finished} of {len(todo)} cells ended and are on disk in '{places.results}'; "
+                "the same command goes on with the rest, each from its last experience",
                 markup=False,
                 soft_wrap=True,
             )

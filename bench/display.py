@@ -69,6 +69,11 @@ def status_line(tick: Tick) -> str:
     return " · ".join(parts)
 
 
+def _of(cell: Cell | None, notice: Notice) -> str:
+    """A notice and whose it is."""
+    return notice.text if cell is None else f"{name_of(cell)}: {notice.text}"
+
+
 class Lines:
     """A line when a cell starts, when an experience starts, and when the cell ends."""
 
@@ -102,7 +107,7 @@ class Lines:
 
     def _news(self, cell: Cell | None, news: News, whose: str) -> None:
         if isinstance(news, Notice):
-            self._say(f"        {news.text}")
+            self._say(_of(cell, news))
         elif news.experience != self.experience.get(cell):
             self.experience[cell] = news.experience
             self._say(f"        {whose}{status_line(news)}")
@@ -160,7 +165,7 @@ class Live:
 
     def _news(self, cell: Cell | None, news: News) -> None:
         if isinstance(news, Notice):
-            self._say(news.text)
+            self._say(_of(cell, news))
         else:
             self.progress.update(self.bars[cell], completed=cell_share(news), status=status_line(news))
 

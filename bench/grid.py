@@ -101,6 +101,7 @@ class Grid:
                     self.shown.tell(Notice(f"{len(queue)} cells are another command's; waiting for them"))
                 for event in self.crew.hear(POLL):
                     yield from self._note(event)
+            self._heed_stop()
         except StorageError:
             self._end_work()
             raise

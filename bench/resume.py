@@ -81,7 +81,9 @@ def pick_up(made: Made, cell: Cell, folder: Path, observe: Observe) -> Outcome |
     for path in reversed(checkpoint.kept(folder).values()):
         state = _usable(path, conditions(cell, made.method), observe)
         if state is not None:
-            return _put_back(made, cell, state)
+            outcome = _put_back(made, cell, state)
+            observe(Notice(f"it goes on after experience {len(outcome.spent)} of {cell.tasks}"))
+            return outcome
     return None
 
 

@@ -14,7 +14,7 @@ from bench import backbone, checkpoint, record
 from bench.costs import Cost, PeakMemory
 from bench.manifest import Circumstances, manifest_of, now
 from bench.plan import Places, Planned, find_backbone, images_of, open_benchmark, split_of
-from bench.progress import Notice, Observe, Tick
+from bench.progress import Observe, Tick
 from bench.spec import Cell
 from bench.storage import StorageError
 from methods.errors import UsageError
@@ -96,7 +96,6 @@ def learn(cell: Cell, places: Places, started: str, observe: Observe) -> Outcome
     import torch
 
     from bench import resume
-    from bench.outcome import Outcome, higher
     from bench.probes.memory import Highest
     from bench.stream import experiences, union
 
@@ -105,37 +104,54 @@ def learn(cell: Cell, places: Places, started: str, observe: Observe) -> Outcome
     memory = Highest(torch.device(cell.device))
     with _explaining_memory(cell, memory):
         made = assemble(cell, places, observe)
-        strategy, method = made.strategy, made.method
-        counts = _counts(arrays.test_y, split.task_sizes)
-        fresh = Outcome(started, counts, meanings=method.describes)
+        fresh = _nothing_yet(made, started, _counts(arrays.test_y, split.task_sizes))
         outcome = resume.pick_up(made, cell, folder, observe) or fresh
-        if outcome.resumed:
-            observe(Notice(f"{cell.id}: goes on after experience {len(outcome.spent)} of {cell.tasks}"))
         stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
         for task in range(len(outcome.spent), len(stream)):
-            with memory.watching():
-                trained = _train(strategy, stream[task])
             seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
-            evaluated = not method.waits_for_all or task == len(stream) - 1
-            if evaluated:
-                observe(Tick("evaluating", task + 1, len(stream)))
-            seconds = _timed(strategy, lambda e=seen: strategy.eval([e])) if evaluated else None
-            unknown: list[int | None] = [None] * len(stream)
-            outcome.correct.append(_row(strategy, split.task_sizes, task) if evaluated else unknown)
-            outcome.diagnostics.append(method.diagnostics())
-            outcome.spent.append(_spent(strategy, method, trained, seconds, cell.protocol.image_size))
-            outcome.memory = higher(outcome.memory, _training_memory(memory))
-            if evaluated:  # one that waits has learnt nothing to go on from
+            _learn_one(made, cell, stream[task], seen, memory, outcome, observe)
+            if _is_evaluated(made, cell, task):  # one that waits has learnt nothing to go on from
                 resume.save(made, cell, folder, outcome)
         outcome.plain_flops = _plain_flops(cell, places)
     return outcome
 
 
+def _nothing_yet(made: Made, started: str, counts: list[int]) -> Outcome:
+    from bench.outcome import Outcome
+
+    return Outcome(started, counts, meanings=made.method.describes)
+
+
+def _is_evaluated(made: Made, cell: Cell, task: int) -> bool:
+    return not made.method.waits_for_all or task == cell.tasks - 1
+
+
+def _learn_one(
+    made: Made, cell: Cell, experience: Any, seen: Any, memory: Highest, outcome: Outcome, observe: Observe
+) -> None:
+    """Learn an experience, evaluate on all that was seen so far, and add what was measured to the outcome."""
+    from bench.outcome import higher
+
+    strategy, method, task = made.strategy, made.method, len(outcome.spent)
+    with memory.watching():
+        trained = _train(strategy, experience)
+    seconds: float | None = None
+    row: list[int | None] = [None] * cell.tasks
+    if _is_evaluated(made, cell, task):
+        observe(Tick("evaluating", task + 1, cell.tasks))
+        seconds = _timed(strategy, lambda: strategy.eval([seen]))
+        row = _row(strategy, cell.task_sizes or (), task)
+    outcome.correct.append(row)
+    outcome.diagnostics.append(method.diagnostics())
+    outcome.spent.append(_spent(strategy, method, trained, seconds, cell.protocol.image_size))
+    outcome.memory = higher(outcome.memory, _training_memory(memory))
+
+
 def _check_unchanged(what: str, found: str, planned: str | None) -> None:
     if found != planned:
         raise UsageError(
-            f"the {what} has sha256 {found}, and {planned} when the grid was planned; every machine that runs "
-            "cells needs the same files, and they must not change meanwhile"
+            f"the {what} has sha256 {found}, and {planned} when the grid was planned; every machine that "
+            "runs cells needs the same files, and they must not change meanwhile"
         )
 
 

@@ -102,7 +102,8 @@ def _connected(spread: Spread) -> Any:
         import ray
     except ImportError:
         raise UsageError(
-            "--executor ray needs the package ray: pip install 'duallora-bench[ray]'; or use --executor processes"
+            "--executor ray needs the package ray: pip install 'duallora-bench[ray]'; "
+            "without it there is --executor processes"
         ) from None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -114,8 +115,8 @@ def _connected(spread: Spread) -> Any:
         where = spread.address or "this machine"
         first = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"cannot use Ray at {where} ({type(error).__name__}: {first}); start it with `ray start --head`, give "
-            "its --ray-address HOST:PORT, or leave that out for a Ray of the command's own"
+            f"cannot use Ray at {where} ({type(error).__name__}: {first}); start it with `ray start --head`, "
+            "give its --ray-address HOST:PORT, or leave that out for a Ray of the command's own"
         ) from None
     return ray
 
@@ -339,7 +340,7 @@ def hold_task(
 
 @contextmanager
 def _places_here(places: Places, token: Path, cells: Sequence[Cell], sent: Sequence[Any]) -> Iterator[Places]:
-    """This machine's places: the results folder where it is seen from here, else a folder for the time being."""
+    """This machine's places; the results folder where it is seen from here, else one for the time being."""
     places = replace(places, roots=tuple(dict.fromkeys((*places.roots, *data_roots(None)))))
     if token.exists():
         yield places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ BAD = {
     "image size that does not suit": (["--image-size", "33"], "multiples of its patch size, 4"),
     "image size beyond all memory": (["--image-size", "100000"], "less than or equal to 4096"),
     "cuda where there is none": (["--device", "cuda"], "torch sees no CUDA device"),
-    "unknown executor": (["--executor", "ray"], "got 'ray'"),
+    "unknown executor": (["--executor", "slurm"], "got 'slurm'"),
+    "several cells at a time, serially": (["--workers", "2"], "--executor processes"),
     "config file that is not there": (["--config", "grid.toml"], "cannot read the config file"),
 }
 
@@ -128,7 +130,8 @@ def test_a_grid_runs_is_reused_and_is_reported(cli, tmp_path):
     assert status == 0
     assert "linear-probe" in out
     done = snapshot(tmp_path / "results")
-    assert len(done) == 2
+    assert len([path for path in done if path.endswith(RECORD_NAME)]) == 2
+    assert {content for path, content in done.items() if not path.endswith(RECORD_NAME)} == {b""}  # locks
     status, out, _ = cli(*GRID)
     assert status == 0
     assert "cells: 2; 2 done before, 0 to run" in out
@@ -140,22 +143,39 @@ def test_a_grid_runs_is_reused_and_is_reported(cli, tmp_path):
     assert "random weights" in report
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda t: t[: len(t) // 2], lambda t: t.replace(f'"schema": {SCHEMA}', '"schema": 99')]
-)
-@pytest.mark.parametrize("command", ["run", "report"])
-def test_a_damaged_record_stops_the_command_and_stays_as_it_is(damage, command, cli, tmp_path):
-    cli(*GRID)
-    path = next((tmp_path / "results").glob(f"ncm*/{RECORD_NAME}"))
+DAMAGES = [lambda t: t[: len(t) // 2], lambda t: t.replace(f'"schema": {SCHEMA}', '"schema": 99')]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("again", ["failed", "all"])
+def test_a_damaged_record_is_told_and_left_alone_until_asked_for(damage, again, cli, tmp_path):
+    cli("run", "--methods", "ncm", *TINY)
+    (path,) = (tmp_path / "results").glob(f"ncm*/{RECORD_NAME}")
     path.write_text(damage(path.read_text()))
-    before = snapshot(tmp_path / "results")
-    status, _, err = cli(*(GRID if command == "run" else ("report",)))
-    assert status == 2
-    assert str(path.parent.name) in err
-    assert snapshot(tmp_path / "results") == before
-    if command == "run":
-        assert cli(*GRID, "--rerun", "all")[0] == 0
-        assert read(path).status == "done"
+    damaged = path.read_bytes()
+    status, out, err = cli(*GRID)
+    assert status == 1
+    assert "cells: 2; 0 done before, 1 left alone, 1 to run" in out
+    assert out.count(f"the record 'results/{path.parent.name}/{RECORD_NAME}' ") == 2  # before, and in the end
+    assert path.read_bytes() == damaged
+    (other,) = (tmp_path / "results").glob(f"linear-probe*/{RECORD_NAME}")
+    assert read(other).done
+    assert cli(*GRID, "--rerun", again)[0] == 0
+    assert read(path).done
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_report_names_the_records_it_cannot_read(damage, cli, tmp_path):
+    cli(*GRID)
+    (path,) = (tmp_path / "results").glob(f"ncm*/{RECORD_NAME}")
+    path.write_text(damage(path.read_text()))
+    status, _, err = cli("report")
+    assert status == 1
+    assert f"not in the report: the record 'results/{path.parent.name}/{RECORD_NAME}' " in err
+    report = (tmp_path / "results" / "report" / "report.md").read_text()
+    assert "**Not in this report**: the record" in report
+    assert path.parent.name in report
+    assert "linear-probe" in report
 
 
 def test_a_dry_run_writes_nothing_and_tells_what_is_reused(cli, tmp_path):
@@ -229,17 +249,20 @@ def test_a_run_that_diverges_and_one_out_of_memory_have_their_own_status(cli, tm
     assert read(path).status == "oom"
 
 
+def interrupted(self, strategy):
+    """As Ctrl-C: the grid is told by the signal, and its cell ends by an exception."""
+    signal.raise_signal(signal.SIGINT)
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_leaves_valid_records_and_says_how_to_go_on(cli, tmp_path, monkeypatch):
     from methods.linear_probe import LinearProbe
-
-    def interrupted(self, strategy):
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(LinearProbe, "begin", interrupted)
         status, out, _ = cli("run", "--methods", "ncm,linear-probe", *TINY)
     assert status == 1
-    assert "1 of 2 cells finished" in out
+    assert "the same command goes on with the rest" in out
     statuses = {read(p).method: read(p).status for p in (tmp_path / "results").glob(f"*/{RECORD_NAME}")}
     assert statuses == {"ncm": "done", "linear-probe": "interrupted"}
     assert cli(*GRID)[0] == 0
@@ -256,12 +279,14 @@ def test_a_full_disk_is_told_in_a_sentence_and_harms_no_record(cli, tmp_path, mo
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bench.record.os.fsync", full)
+    monkeypatch.setattr("bench.storage.os.fsync", full)
     status, out, err = cli(*GRID)
     assert status == 1
     assert "No space left on device" in err
     assert "Traceback" not in out + err
-    assert snapshot(tmp_path / "results") == before
+    now = snapshot(tmp_path / "results")
+    assert {path: now[path] for path in before} == before
+    assert {now[path] for path in now.keys() - before.keys()} == {b""}  # the lock of the other cell
 
 
 def without_times(record) -> dict:

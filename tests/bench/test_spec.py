@@ -92,7 +92,13 @@ def test_set_reaches_its_owner_and_a_variant_wins_over_it():
         ({**GRID, "methods": []}, [], "methods: .*at least 1"),
         (GRID, [("nmc.metric", 1)], "unknown owner.*'nmc'; did you mean 'ncm'"),
         (GRID, [("rank", 1)], "legal: owner.option=value"),
-        ({**GRID, "executor": "ray"}, [], "executor: .*'serial'.* got 'ray'"),
+        ({**GRID, "executor": "slurm"}, [], "executor: .*'processes' or 'ray', got 'slurm'"),
+        ({**GRID, "workers": 2}, [], "serial runs one cell at a time; legal: 1, or --executor processes"),
+        ({**GRID, "workers": "0", "executor": "processes"}, [], "workers: .*greater than or equal to 1"),
+        ({**GRID, "threads": 0}, [], "threads: .*greater than or equal to 1"),
+        ({**GRID, "cell_timeout": "soon"}, [], "cell_timeout: .*valid number.*got 'soon'"),
+        ({**GRID, "cell_timeout": "0h"}, [], "cell_timeout: .*greater than 0"),
+        ({**GRID, "ray_address": "auto"}, [], "ray_address is given, and the executor is serial"),
     ],
 )
 def test_bad_settings_are_answered_in_a_sentence(values, sets, words):
@@ -161,3 +167,10 @@ def test_a_config_file_that_is_no_toml_is_answered(tmp_path):
         read_toml(path)
     with pytest.raises(UsageError, match="cannot read the config file"):
         read_toml(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (90, 90), ("0.5", 0.5)]
+)
+def test_a_time_limit_is_in_seconds_or_has_its_unit(text, seconds):
+    assert settings_from({**GRID, "cell_timeout": text}).cell_timeout == seconds

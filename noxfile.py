@@ -10,6 +10,7 @@ nox -s perf -- report [--methods 10] ...              how long the report of 1,0
 
 import hashlib
 import os
+import signal
 import subprocess
 import tomllib
 from pathlib import Path
@@ -38,7 +39,7 @@ def env(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["env"])
 def bench(session: nox.Session) -> None:
     """Run a grid and write its report."""
-    code = subprocess.call([PYTHON, "-m", "bench", "run", *session.posargs])
+    code = patiently([PYTHON, "-m", "bench", "run", *session.posargs])
     if code == 2:
         session.error("the grid was not run")
     if not {"--dry-run", "--help", "-h"} & set(session.posargs):
@@ -47,6 +48,20 @@ def bench(session: nox.Session) -> None:
         )
     if code:
         session.error("some cells are not done")
+
+
+def patiently(command: list[str]) -> int:
+    """The exit status of a command that answers Ctrl-C and SIGTERM itself, and is given the time it takes."""
+    process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # the terminal has sent it to the command, too
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def results_folder(arguments: list[str]) -> str:

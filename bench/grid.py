@@ -98,7 +98,9 @@ class Grid:
                 yield from self._give_out(queue)
                 if queue and not self.claims and not told:
                     told = True
-                    self.shown.tell(Notice(f"{len(queue)} cells are another command's; waiting for them"))
+                    theirs = "cell is" if len(queue) == 1 else "cells are"
+                    it = "it" if len(queue) == 1 else "them"
+                    self.shown.tell(Notice(f"{len(queue)} {theirs} another command's; waiting for {it}"))
                 for event in self.crew.hear(POLL):
                     yield from self._note(event)
             self._heed_stop()

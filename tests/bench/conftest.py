@@ -44,7 +44,9 @@ class Done:
 
     overdue = False
 
-    def __init__(self, work: Callable[..., Any], *arguments: Any, share: Share, seconds: float | None) -> None:
+    def __init__(
+        self, work: Callable[..., Any], *arguments: Any, share: Share, seconds: float | None
+    ) -> None:
         self.news: list[News] = []
         self.connection, self.other = multiprocessing.Pipe(duplex=False)
         self.other.send("there is something to be heard")

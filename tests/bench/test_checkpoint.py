@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bench.storage.os.fsync", full)
-    with pytest.raises(StorageError, match="No space left on device.*the same command goes on"):
+    with pytest.raises(StorageError, match=r"No space left on device.*the same command goes on"):
         save(tmp_path, 11)
     assert [other for other in tmp_path.rglob("*") if other.is_file()] == [path]
     assert checkpoint.load(path).notes == NOTES

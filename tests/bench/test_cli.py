@@ -153,7 +153,7 @@ def test_a_damaged_record_is_told_and_left_alone_until_asked_for(damage, again, 
     (path,) = (tmp_path / "results").glob(f"ncm*/{RECORD_NAME}")
     path.write_text(damage(path.read_text()))
     damaged = path.read_bytes()
-    status, out, err = cli(*GRID)
+    status, out, _ = cli(*GRID)
     assert status == 1
     assert "cells: 2; 0 done before, 1 left alone, 1 to run" in out
     assert out.count(f"the record 'results/{path.parent.name}/{RECORD_NAME}' ") == 2  # before, and in the end

@@ -380,7 +380,7 @@ def test_a_write_that_fails_leaves_the_old_record_and_no_draft(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left.*nothing that was on disk before is harmed"):
+    with pytest.raises(StorageError, match=r"No space left.*nothing that was on disk before is harmed"):
         write(Record.model_validate(content(seed=1)), tmp_path)
     assert read(path) == first
     assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""A cell that is taken up again gives the record it would have given, bit for bit; or starts anew, and says so."""
+"""A cell that is taken up again gives the record it would have given, bit for bit; or says it starts anew."""
 
 from __future__ import annotations
 
@@ -179,7 +179,9 @@ def test_what_was_measured_survives_the_way_to_disk_as_it_is() -> None:
     spent = Spent(1 / 3, Phases(0.1, 1e-17, 8), None, None, 1, Size(1, 4), Size(2, 8), 9)
     memory = PeakMemory(kind="rss", training=Peak(peak=3, baseline=1))
     told = {"number": 0.1 + 0.2, "none": None, "table": [[1.0, 5e-324]], "odd": float("inf")}
-    outcome = Outcome("2025-01-31T12:00:00+00:00", [2], [[1]], [spent], [told], {"number": "A."}, memory, 7, [1])
+    outcome = Outcome(
+        "2025-01-31T12:00:00+00:00", [2], [[1]], [spent], [told], {"number": "A."}, memory, 7, [1]
+    )
     assert from_notes(json.loads(json.dumps(as_notes(outcome)))) == outcome
 
 
@@ -208,7 +210,13 @@ def test_random_streams_go_on_where_they_stood() -> None:
 
     def draws() -> list[Any]:
         own = [torch.rand(2, generator=stream).tolist() for stream in streams.values()]
-        return [*own, torch.randn(3).tolist(), np.random.randn(3).tolist(), random.gauss(0, 1), random.random()]
+        return [
+            *own,
+            torch.randn(3).tolist(),
+            np.random.randn(3).tolist(),
+            random.gauss(0, 1),
+            random.random(),
+        ]
 
     seed_everything(5)
     draws()

@@ -57,7 +57,14 @@ def record_after(monkeypatch: pytest.MonkeyPatch, run: Any) -> Callable[..., Rec
     def record_of(*told: dict[str, Any]) -> Record:
         correct: list[list[int | None]] = [[1, None, None], [1, 1, None], [1, 1, 1]]
         spent = Spent(1.0, Phases(0.5, 0.25, 8), None, 1.0, 1, Size(1, 4), Size(1, 4), 9)
-        outcome = Outcome("2025-01-31T12:00:00+00:00", [2, 2, 2], correct, [spent] * 3, diagnostics=[*told], meanings=MEANINGS)
+        outcome = Outcome(
+            "2025-01-31T12:00:00+00:00",
+            [2, 2, 2],
+            correct,
+            [spent] * 3,
+            diagnostics=[*told],
+            meanings=MEANINGS,
+        )
         monkeypatch.setattr(runner, "learn", lambda *arguments: outcome)
         found: Record = run("ncm")
         return found

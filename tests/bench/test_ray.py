@@ -1,0 +1,276 @@
+"""Ray for real: two nodes on this machine, one of them lost in the middle; and what comes back from afar."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.backbone import MICRO_NAME
+from bench.checkpoint import State, kept, load, save
+from bench.executors import ray_cluster, spread
+from bench.executors.ray_cluster import RETRIES, RayCrew, states_in, write_states
+from bench.executors.spread import Spread
+from bench.manifest import Circumstances
+from bench.plan import Places, plan
+from bench.record import RECORD_NAME, Record, read
+from bench.spec import settings_from
+from methods.errors import UsageError
+from tests.bench.test_resume import numbers
+
+ROOT = Path(__file__).parents[2]
+METHODS = "finetune,inflora,ncm"
+GRID = ("--methods", METHODS, "--scale", "smoke", "--seeds", "0", "--tasks", "3", "--weights", "random")
+GRID += ("--threads", "1", "--set", "protocol.epochs=8")
+
+#: Without a token of another cluster, and quick to find out that a node is lost.
+RAY_SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+def command(results: Path, *more: str) -> subprocess.Popen[str]:
+    """The grid, as a user starts it."""
+    arguments = [sys.executable, "-m", "bench", "run", *GRID, "--results", str(results), *more]
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=os.environ | RAY_SETTINGS | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a command printed, once it has ended well."""
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    return out
+
+
+def records(results: Path) -> dict[str, Record]:
+    return {record.method: record for record in map(read, results.glob(f"*/{RECORD_NAME}"))}
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """The records that every executor has to give."""
+    folder = tmp_path_factory.mktemp("serial") / "results"
+    finished(command(folder))
+    return records(folder)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of one node; a test adds more."""
+    for name, value in RAY_SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield made
+    made.shutdown()
+
+
+def wait_for(seen: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    """What is seen, as soon as there is something, while the process runs."""
+    while not (found := seen()):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    return found
+
+
+def test_a_node_that_is_lost_takes_no_cell_with_it(
+    cluster: Any, serial: dict[str, Record], tmp_path: Path
+) -> None:
+    lost = cluster.add_node(num_cpus=1)
+    results = tmp_path / "results"
+    process = command(results, "--executor", "ray", "--ray-address", cluster.address)
+    wait_for(lambda: len(list(results.glob("*/states/*.safetensors"))) > 1, process)
+    cluster.remove_node(lost, allow_graceful=False)
+    out = finished(process)
+    found = records(results)
+    assert {name: numbers(record) for name, record in found.items()} == {
+        name: numbers(record) for name, record in serial.items()
+    }
+    assert all(record.cost and record.cost.latency for record in found.values())
+    taken_up = [name for name, record in found.items() if record.manifest.resumed]
+    assert len(taken_up) == 1
+    assert "it goes on after experience" in out
+    assert {record.manifest.executor for record in found.values()} == {"ray"}
+    assert not list(results.rglob("*.safetensors"))
+    assert not list(results.rglob("*.here"))
+
+
+def test_processes_give_the_records_that_serial_gives(serial: dict[str, Record], tmp_path: Path) -> None:
+    finished(command(tmp_path / "results", "--executor", "processes", "--workers", "2"))
+    found = records(tmp_path / "results")
+    assert {name: numbers(record) for name, record in found.items()} == {
+        name: numbers(record) for name, record in serial.items()
+    }
+    assert {(r.manifest.executor, r.manifest.workers, r.manifest.threads) for r in found.values()} == {
+        ("processes", 2, 1)
+    }
+
+
+# ---- its parts -------------------------------------------------------------------------------------
+
+PLACES = Places((), None, Path("results"))
+HOW = Circumstances("python -m bench run", "ray", None, 1)
+
+
+def ncm() -> Any:
+    given = {"methods": ["ncm"], "benchmarks": ["digits"], "seeds": [0], "backbone": MICRO_NAME}
+    (planned,) = plan(settings_from(given), skip_missing=False)
+    return planned
+
+
+def a_crew(threads: int = 2, device: Any = "cpu") -> RayCrew:
+    """A crew that is connected to nothing."""
+    crew = object.__new__(RayCrew)
+    crew.spread = Spread("ray", device, None, threads)
+    crew.asked = {"num_cpus": threads, "num_gpus": 1 if device == "cuda" else 0}
+    crew.refs = {}
+    return crew
+
+
+class FakeRay:
+    def __init__(self, *nodes: dict[str, Any]) -> None:
+        self.there = nodes
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return list(self.there)
+
+
+@pytest.mark.parametrize(
+    ("threads", "device", "room"),
+    [(1, "cpu", 11), (2, "cpu", 5), (4, "cpu", 2), (1, "cuda", 2), (8, "cuda", 1)],
+)
+def test_room_is_what_fits_on_the_nodes_that_live(threads: int, device: str, room: int) -> None:
+    crew = a_crew(threads, device)
+    crew.ray = FakeRay(
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 3.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    )
+    assert crew._capacity() == room
+
+
+def test_where_nothing_fits_one_cell_waits_for_a_node_to_join() -> None:
+    crew = a_crew(64)
+    crew.ray = FakeRay({"Alive": True, "Resources": {"CPU": 8.0}})
+    assert crew.room()
+    crew.refs = {"ref": ncm().cell}
+    assert not crew.room()
+
+
+def test_states_travel_whole(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    save(State({}, {"said": 1}), tmp_path / "here" / "cell", 1)
+    save(State({}, {"said": 2}), tmp_path / "here" / "cell", 2)
+    write_states(tmp_path / "there" / "cell", states_in(tmp_path / "here" / "cell"))
+    assert [load(path).notes["said"] for path in kept(tmp_path / "there" / "cell").values()] == [1, 2]
+
+
+class Local:
+    """In place of a handle of Ray's: calls at once."""
+
+    def __init__(self, work: Any) -> None:
+        self.remote = work
+
+
+class LocalBoard:
+    def __init__(self, before: int) -> None:
+        self.begun, self.told = before, []
+        self.begin, self.tell = Local(self._begin), Local(lambda cell, news: self.told.append(news))
+
+    def _begin(self, cell: str) -> int:
+        self.begun += 1
+        return self.begun
+
+
+@pytest.fixture
+def without_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda given, timeout=None: given)
+
+
+def run_here(tmp_path: Path, token: Path, *, before: int = 0, code: str | None = None, sent: Any = ()) -> Any:
+    """The task of a cell, on this machine."""
+    planned = ncm()
+    own = ray_cluster.code_sha256(ray_cluster.METHODS["ncm"].load())
+    places = Places((), None, tmp_path / "results")
+    share, board = ray_cluster.Share("cpu", 1), LocalBoard(before)
+    return ray_cluster.run_task(planned, places, HOW, share, None, token, code or own, board, sent)
+
+
+@pytest.mark.usefixtures("without_cluster")
+def test_a_machine_that_does_not_see_the_results_folder_sends_its_states(tmp_path: Path) -> None:
+    back = run_here(tmp_path, tmp_path / "results" / "unseen.here")
+    assert back.ended.record.done
+    assert [name.partition(".")[0] for name in sorted(back.states)] == ["1", "5"]
+    assert not (tmp_path / "results").exists()
+    cell = ncm().cell
+    only_first = {name: content for name, content in back.states.items() if name.startswith("1.")}
+    again = run_here(tmp_path, tmp_path / "unseen.here", sent=[{cell.id: only_first}])
+    assert again.ended.record.manifest.resumed == [1]
+    assert numbers(again.ended.record) == numbers(back.ended.record)
+
+
+@pytest.mark.usefixtures("without_cluster")
+def test_a_machine_that_sees_the_results_folder_keeps_its_states_there(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "seen.here").touch()
+    back = run_here(tmp_path, tmp_path / "results" / "seen.here")
+    assert back.states == {}
+    assert list(kept(tmp_path / "results" / ncm().cell.id)) == [1, 5]
+
+
+@pytest.mark.usefixtures("without_cluster")
+def test_a_machine_with_other_code_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has other code than the one that started the grid"):
+        run_here(tmp_path, tmp_path / "unseen.here", code="0" * 64)
+
+
+@pytest.mark.usefixtures("without_cluster")
+def test_a_cell_that_takes_its_machines_down_is_given_up(tmp_path: Path) -> None:
+    back = run_here(tmp_path, tmp_path / "unseen.here", before=RETRIES + 1)
+    assert f"was lost {RETRIES + 1} times" in str(back.error)
+
+
+def test_where_there_is_no_cluster_there_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray
+
+    def refused(**settings: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nMore.")
+
+    monkeypatch.setattr(ray, "init", refused)
+    with (
+        pytest.raises(
+            UsageError, match=r"cannot use Ray at auto.*Could not find any running Ray instance.*ray start"
+        ),
+        ray_cluster.ray_crew(Spread("ray", "cpu", None, 1, address="auto"), PLACES, HOW, None),
+    ):
+        pass
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(UsageError, match=r"pip install 'duallora-bench\[ray\]'"),
+        spread.crew_of(Spread("ray", "cpu", None, 1), PLACES, "run", None),
+    ):
+        pass

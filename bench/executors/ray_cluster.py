@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import tempfile
 import time
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ from bench import checkpoint
 from bench.benchmarks.base import data_roots
 from bench.claims import FOLDER
 from bench.executors import Left, Told
-from bench.executors.alone import POLL, DiedError, Running, Share, start
+from bench.executors.alone import POLL, Answer, DiedError, Running, Share, start
 from bench.executors.spread import Spread
 from bench.manifest import Circumstances, code_sha256
 from bench.plan import Places, Planned
 from bench.progress import News, Notice, Observe, Tick
 from bench.spec import Cell
+from bench.stopping import listening
 from bench.storage import write_whole
 from methods.errors import UsageError
 from methods.registry import METHODS
@@ -38,8 +41,13 @@ RETRIES = 3
 #: Seconds between two ticks that a task passes on.
 TICKS = 1.0
 
+#: Seconds for somebody at a cluster's address to answer; Ray itself would try for many minutes.
+REACH = 5.0
+
 #: Ray neither reports home nor changes how a task sees the GPUs it did not ask for.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+#: Seconds within which Ray ends the processes of a machine that it has given up.
+NODE_ENDS = 3.0
 
 #: States of a cell: file name -> content.
 States = Mapping[str, bytes]
@@ -98,6 +106,9 @@ def ray_crew(spread: Spread, places: Places, how: Circumstances, limit: float | 
 def _connected(spread: Spread) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if spread.address is None and "RAY_AUTH_MODE" not in os.environ:
+        # Ray would else leave a token in the home folder, which clusters started later then ask for.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
     except ImportError:
@@ -108,6 +119,7 @@ def _connected(spread: Spread) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if spread.address is not None:
+            _reach(spread.address)
             ray.init(address=spread.address, **quiet)
         else:
             ray.init(address="local", num_cpus=_cpus(spread), include_dashboard=False, **quiet)
@@ -115,10 +127,18 @@ def _connected(spread: Spread) -> Any:
         where = spread.address or "this machine"
         first = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"cannot use Ray at {where} ({type(error).__name__}: {first}); start it with `ray start --head`, "
-            "give its --ray-address HOST:PORT, or leave that out for a Ray of the command's own"
+            f"cannot use Ray at {where} ({type(error).__name__}: {first}); start it: ray start --head; "
+            "give its --ray-address HOST:PORT (with RAY_AUTH_MODE=token, if it asks for a token), or leave "
+            "that out for a Ray of the command's own"
         ) from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT; other forms of an address are Ray's to understand."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACH).close()
 
 
 def _cpus(spread: Spread) -> int:
@@ -298,17 +318,17 @@ def run_task(
         return Back(answer.result, answer.error, running.overdue, brought)
 
 
-def _followed(running: Running, observe: Observe) -> Any:
-    """The work's answer. Ray cancels a task by a KeyboardInterrupt: the work then ends as on Ctrl-C."""
-    from multiprocessing.connection import wait
-
+def _followed(running: Running, observe: Observe) -> Answer:
+    """The work's answer. Ray cancels a task by what looks like Ctrl-C, and so the work then ends."""
     answer = None
-    while answer is None:
-        try:
+    with listening() as stop:
+        while answer is None:
             wait([running.connection], POLL)
+            if stop.asked:
+                running.stop()
             answer = running.listen(observe)
-        except KeyboardInterrupt:
-            running.stop()
+    if isinstance(answer.error, DiedError):
+        time.sleep(NODE_ENDS)  # was it this machine that ended? Then nobody is left to put it on the cell
     return answer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -274,3 +275,14 @@ def test_where_there_is_no_cluster_there_is_a_sentence(
         spread.crew_of(Spread("ray", "cpu", None, 1), PLACES, "run", None),
     ):
         pass
+
+
+def test_nobody_at_the_address_is_told_at_once() -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(UsageError, match=f"cannot use Ray at {address} .*refused"),
+            ray_cluster.ray_crew(Spread("ray", "cpu", None, 1, address=address), PLACES, HOW, None),
+        ):
+            pass

@@ -10,20 +10,11 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from bench.stopping import interruptible, listening
+from bench.stopping import interruptible
 from bench.storage import StorageError
 from methods.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from bench.executors.spread import Spread
-    from bench.grid import Before, Grid
-    from bench.plan import Planned
-    from bench.record import Record
-    from bench.spec import Cell, Settings
 
 DONE, SOME_FAILED, NOT_UNDERSTOOD = 0, 1, 2
 
@@ -173,120 +164,9 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     settings = settings_from(values, sets)
     _check_results(settings.results)
     with interruptible():
-        return _run(settings, options, shlex.join(["python", "-m", "bench", *arguments]))
+        from bench.command import carry_out
 
-
-def _run(settings: Settings, options: argparse.Namespace, command: str) -> int:
-    from rich.console import Console
-
-    from bench.estimate import longest_first, seconds_by_cell
-    from bench.executors.spread import spread_of
-    from bench.grid import found_before
-    from bench.plan import check_images, device_of, places_of, plan, unfinished
-
-    console = Console()
-    planned = plan(settings, skip_missing=options.skip_missing)
-    before = found_before(settings.results, planned)
-    statuses = {} if settings.rerun == "all" else {cell: found.status for cell, found in before.items()}
-    todo = list(unfinished(planned, statuses, settings.rerun))
-    seconds = seconds_by_cell(todo, _past(settings.results))
-    spread = spread_of(settings, device_of(settings))
-    if spread.workers != 1:
-        todo = longest_first(todo, seconds)
-    if options.dry_run:
-        return _show_plan(console, planned, todo, before, seconds, spread)
-    _tell_counts(console, planned, todo, before)
-    check_images(todo, places_of(settings))
-    _make_results(settings.results)
-    finished = _carry_out(console, settings, planned, todo, before, seconds, spread, command)
-    return _conclude(console, settings.results, planned) if finished else SOME_FAILED
-
-
-def _past(results: Path) -> list[Record]:
-    from bench.record import read_readable
-
-    return read_readable(results)[0] if results.is_dir() else []
-
-
-def _tell_counts(
-    console: Console, planned: Sequence[Planned], todo: Sequence[Planned], before: Mapping[str, Before]
-) -> None:
-    left = {item.cell.id for item in planned} - {item.cell.id for item in todo}
-    done = sum(1 for cell in left if cell in before and before[cell].status == "done")
-    others = f", {len(left) - done} left alone" if len(left) > done else ""
-    console.print(f"cells: {len(planned)}; {done} done before{others}, {len(todo)} to run")
-    for cell in sorted(left & before.keys()):
-        if before[cell].complaint:
-            console.print(before[cell].complaint, markup=False, highlight=False, soft_wrap=True)
-
-
-def _make_results(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot make the results folder '{folder}' ({error.strerror}); give another"
-        ) from None
-
-
-def _carry_out(
-    console: Console,
-    settings: Settings,
-    planned: Sequence[Planned],
-    todo: Sequence[Planned],
-    before: Mapping[str, Before],
-    seconds: Mapping[Cell, float],
-    spread: Spread,
-    command: str,
-) -> bool:
-    """Run the cells, then measure; False if it ended early, which was said."""
-    from bench.display import display
-    from bench.executors.spread import crew_of
-    from bench.grid import Grid, StoppedError
-    from bench.plan import places_of
-
-    places, limit, workers = places_of(settings), settings.cell_timeout, spread.workers or len(todo) or 1
-    anew = settings.rerun == "all"
-    with crew_of(spread, places, command, limit) as (crew, how), listening() as stop:
-        try:
-            with display(console, todo, seconds, workers) as shown:
-                finished = 0
-                grid = Grid(places, how, crew, shown, stop, before, limit, anew)
-                for _ in grid.run(todo):
-                    finished += 1
-        except StoppedError:
-            console.print(
-                f"stopped: {finished} of {len(todo)} cells ended and are on disk in '{places.results}'; "
-                "the same command goes on with the rest, each from its last experience",
-                markup=False,
-                soft_wrap=True,
-            )
-            return False
-        return _measure(console, grid, planned)
-
-
-def _measure(console: Console, grid: Grid, planned: Sequence[Planned]) -> bool:
-    """Time the inference of the cells that wait for it; False if that could not be finished."""
-    from bench.display import display
-    from bench.grid import StoppedError
-
-    try:
-        with display(console, [], {}, 1) as grid.shown:
-            for _ in grid.measure(planned):
-                pass
-    except StoppedError:
-        console.print("stopped: all accuracies are on disk; the same command goes on measuring inference")
-        return False
-    except StorageError:
-        raise
-    except RuntimeError as error:  # a device out of memory, a process that was killed
-        console.print(
-            f"inference could not be measured: {error}; all accuracies are on disk, "
-            "and the same command tries again",
-            markup=False,
-        )
-        return False
-    return True
+        return carry_out(settings, options, shlex.join(["python", "-m", "bench", *arguments]))
 
 
 def gather(options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
@@ -353,87 +233,6 @@ def _check_results(folder: Path) -> None:
             f"cannot write results to '{folder}': '{existing}' is not a folder this user can write to; "
             "give another --results"
         )
-
-
-def _show_plan(
-    console: Console,
-    planned: Sequence[Planned],
-    todo: Sequence[Planned],
-    before: Mapping[str, Before],
-    seconds: Mapping[Cell, float],
-    spread: Spread,
-) -> int:
-    """What would be run, in which order, where, and about how long it would take."""
-    from rich.table import Table
-
-    from bench.estimate import in_words
-
-    turns = {item.cell.id: turn for turn, item in enumerate(todo, start=1)}
-    table = Table("cell", "what would happen", "about")
-    for item in planned:
-        known = seconds.get(item.cell)
-        turn, found = turns.get(item.cell.id), before.get(item.cell.id)
-        table.add_row(item.cell.id, _fate(item, turn, found), in_words(known) if turn and known else "")
-    console.print(table)
-    console.print(spread.in_words(), markup=False, highlight=False, soft_wrap=True)
-    console.print(_forecast(todo, seconds, spread), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"cells: {len(planned)}; {len(todo)} to run; nothing was run or written")
-    return DONE
-
-
-def _fate(item: Planned, turn: int | None, found: Before | None) -> str:
-    if turn is None:
-        return "nothing: " + ("its record is reused" if found and not found.complaint else "it is left alone")
-    return f"record as skipped: {item.missing}" if item.missing else f"run, in turn {turn}"
-
-
-def _forecast(todo: Sequence[Planned], seconds: Mapping[Cell, float], spread: Spread) -> str:
-    """About how long training and evaluation would take."""
-    from bench.estimate import in_words, schedule
-
-    known = [item for item in todo if item.cell in seconds]
-    if not known:
-        return "time: no past record in this results folder tells how long these cells take"
-    of = (
-        ""
-        if len(known) == len(todo)
-        else f" for {len(known)} of {len(todo)} cells; of the others nothing is known"
-    )
-    if spread.workers is None:
-        whole = in_words(sum(seconds[item.cell] for item in known))
-        return f"time, from past records: about {whole}{of}, divided by what the cluster runs at a time"
-    whole = in_words(schedule(known, seconds, spread.workers))
-    return f"time, from past records: about {whole}{of}; timing of inference comes after that"
-
-
-def _conclude(console: Console, results: Path, planned: Sequence[Planned]) -> int:
-    from bench.grid import found_before
-    from bench.record import RECORD_NAME, read
-    from reports.terminal import print_table
-
-    found = found_before(results, planned)
-    whole = [cell for cell, before in found.items() if before.complaint is None]
-    records = [read(results / cell / RECORD_NAME) for cell in whole]
-    print_table(records, console)
-    console.print(
-        f"records: {results}; report: python -m bench report --results {shlex.quote(str(results))}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    failed = sum(1 for record in records if record.status != "done")
-    if failed:
-        console.print(f"{failed} of {len(planned)} cells are not done; reasons are in the table's notes")
-    for before in found.values():
-        if before.complaint:
-            console.print(
-                f"not in the table: {before.complaint}", markup=False, highlight=False, soft_wrap=True
-            )
-    if absent := len(planned) - len(found):
-        console.print(
-            f"{absent} of {len(planned)} cells have no record; the command without --rerun runs them"
-        )
-    return SOME_FAILED if failed or len(whole) < len(planned) else DONE
 
 
 # ---- report, list, doctor ----------------------------------------------------------------------

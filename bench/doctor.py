@@ -28,11 +28,19 @@ def _software() -> Iterator[str]:
             yield f"{package} {version(package)}"
         except PackageNotFoundError:
             yield f"{package} is MISSING; install this project with: pip install -e ."
+    yield _ray()
     commit, dirty = git_state()
     state = (
         "not a git checkout" if commit is None else f"commit {commit[:12]}{', with changes' if dirty else ''}"
     )
     yield f"code: {state}"
+
+
+def _ray() -> str:
+    try:
+        return f"ray {version('ray')}: --executor ray"
+    except PackageNotFoundError:
+        return "ray is not installed; --executor ray needs it: pip install 'duallora-bench[ray]'"
 
 
 def _hardware() -> Iterator[str]:

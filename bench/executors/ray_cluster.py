@@ -312,8 +312,10 @@ def run_task(
     if _begun(board, cell) > RETRIES + 1:
         return Back(error=DiedError(f"the machine or the process that ran it was lost {RETRIES + 1} times"))
     with _places_here(places, token, [cell], sent) as here:
+        tell = _teller(board, cell.id)
+        tell(Notice(f"runs on {socket.gethostname()}"))
         running = start(run_cell, planned, here, how, share=share, seconds=limit)
-        answer = _followed(running, _teller(board, cell.id))
+        answer = _followed(running, tell)
         brought = states_in(here.results / cell.id) if here.results != places.results else {}
         return Back(answer.result, answer.error, running.overdue, brought)
 

@@ -270,6 +270,15 @@ WARNED: dict[str, tuple[dict[str, Any], str]] = {
     "commits": ({"manifest": {"commit": "7654321"}}, "different commits"),
     "paper": ({"config": {"protocol": {"name": "paper"}}}, "not obtained under equal conditions"),
     "class order": ({"class_order": [7, 9]}, "the same order"),
+    "beside each other": (
+        {"manifest": {"executor": "processes", "workers": 4}},
+        "lengthens the times of training: processes, 4 at a time; serial, 1 at a time.",
+    ),
+    "as many as fit": ({"manifest": {"executor": "ray", "workers": None}}, "ray, as many as fit at a time"),
+    "interrupted": (
+        {"manifest": {"resumed": [1]}},
+        "their accuracies are those of an uninterrupted run: a, seed 0, after task 1.",
+    ),
 }
 
 
@@ -291,7 +300,7 @@ def test_conditions_are_told(text: str) -> None:
         f"| split sha256 | `{'ef' * 32}` |",
         "| commit | `1234567` |",
         "| classes of each task | `2 2 2` |",
-        "| schema of the records | `4` |",
+        "| schema of the records | `5` |",
         "- finetune: `rank = 4`",
         "- `python -m bench run`",
     ):

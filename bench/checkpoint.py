@@ -97,11 +97,24 @@ def load(path: Path) -> State:
     Raises:
         DamagedError: if it is not what was saved.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError
 
     verify(path)
+    try:
+        return _content(path)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):  # each of its readers' own
+        raise DamagedError(
+            f"the state '{path}' is damaged: it has the hash in its name, but is not a state"
+        ) from None
+
+
+def _content(path: Path) -> State:
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as file:
-        notes = json.loads((file.metadata() or {}).get(NOTES, "{}"))
+        notes = json.loads(file.metadata()[NOTES])
+        if not isinstance(notes, dict):
+            raise TypeError("notes have names")
         return State({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
 
 

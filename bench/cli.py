@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from bench.stopping import interruptible
 from bench.storage import StorageError
-from methods.errors import UsageError
+from methods.errors import UsageError, named, shown
 
 DONE, SOME_FAILED, NOT_UNDERSTOOD = 0, 1, 2
 
@@ -103,7 +103,7 @@ def _unknown_option(got: str, command: str) -> UsageError:
     }.get(command, [])
     near = difflib.get_close_matches(got.partition("=")[0], legal, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return UsageError(f"unknown option '{got}' of {command}{hint} Legal: {', '.join(legal) or 'none'}")
+    return UsageError(f"unknown option '{named(got)}' of {command}{hint} Legal: {', '.join(legal) or 'none'}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -199,7 +199,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     """[set.finetune] rank = 4, or [set] "finetune.rank" = 4 -> ("finetune.rank", 4)."""
     if not isinstance(table, Mapping):
         raise UsageError(
-            f"'set' in the config file is a table, such as [set] finetune.rank = 4; got {table!r}"
+            f"'set' in the config file is a table, such as [set] finetune.rank = 4; got {shown(table)}"
         )
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -221,13 +221,20 @@ def _check_names(values: Mapping[str, Any]) -> None:
     from methods.registry import METHODS
 
     for field, registry in (("methods", METHODS), ("benchmarks", BENCHMARKS)):
-        for text in values[field]:
-            _ = registry[str(text).partition(":")[0]]
+        if isinstance(values[field], list | tuple):  # anything else is refused with all other values
+            for text in values[field]:
+                _ = registry[str(text).partition(":")[0]]
 
 
 def _check_results(folder: Path) -> None:
     """The results folder can be written to, or made."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except (OSError, ValueError) as error:  # a name that no file system takes
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"cannot write results to '{named(folder)}': {why}; give another --results"
+        ) from None
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"cannot write results to '{folder}': '{existing}' is not a folder this user can write to; "

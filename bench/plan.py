@@ -98,7 +98,7 @@ def _planned(
 
 def _outline(settings: Settings, device: Device, benchmark: Choice, method: Choice, seed: int) -> Cell:
     """All of a cell that can be known without its data and weights."""
-    opened = open_benchmark(benchmark.name, tuple(sorted(benchmark.options.items())))
+    opened = open_benchmark(benchmark.name, benchmark.frozen_options)
     method_class = METHODS[method.name].load()
     recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
     hyper = make_hyper(method.name, method_class.Hyper, {**recipe, **method.options})

@@ -30,10 +30,12 @@ from pydantic import (
 from bench.costs import Cost, Frozen, UtcTime, same
 from bench.metrics import accuracy_matrix, compute_all
 from bench.storage import write_whole
-from methods.errors import UsageError
+from methods.errors import UsageError, one_line, shown
+from methods.hyper import unfit
 
 SCHEMA: Final = 5
 RECORD_NAME = "record.json"
+DIGITS = 19  # of an integer: 64 bits
 
 Status = Literal["done", "failed", "oom", "diverged", "interrupted", "skipped"]
 
@@ -171,6 +173,13 @@ class Record(Frozen):
     diagnostics: dict[str, Diagnostic] | None = None
     cost: Cost | None = None
     manifest: Manifest
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _config_can_be_written(cls, config: Any) -> Any:
+        if problem := unfit(config):
+            raise ValueError(problem)
+        return config
 
     @property
     def done(self) -> bool:
@@ -318,10 +327,10 @@ def read(path: Path) -> Record:
     """
     content = _content(path)
     found = content.get("schema")
-    if found not in range(1, SCHEMA + 1):
-        _refuse(path, f"has schema {found!r}, and this version reads schemas 1 to {SCHEMA}")
+    if type(found) is not int or not 1 <= found <= SCHEMA:
+        _refuse(path, f"has schema {shown(found)}, and this version reads schemas 1 to {SCHEMA}")
     try:
-        return Record.model_validate(content)
+        return Record.model_validate(content, strict=True)
     except ValidationError as error:
         _refuse(path, complaint(error))
 
@@ -364,16 +373,37 @@ def read_all(results: Path) -> list[Record]:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_each_key_once, parse_int=_integer)
     except OSError as error:
         _refuse(path, f"cannot be read ({error.strerror})")
     except UnicodeDecodeError:
         _refuse(path, "is not UTF-8 text")
     except json.JSONDecodeError as error:
         _refuse(path, f"is not whole JSON (line {error.lineno}: {error.msg})")
+    except RecursionError:
+        _refuse(path, "is not a record: its lists are nested too deep")
+    except ValueError as error:
+        _refuse(path, str(error))
     if not isinstance(content, dict):
         _refuse(path, f"holds a {type(content).__name__}, not an object")
     return content
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that is there twice, JSON's reader would keep the last value and be silent on the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"has '{one_line(twice)}' twice in one object")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"has an integer of {len(text)} digits; legal: at most {DIGITS}")
+    return int(text)
 
 
 def complaint(error: ValidationError) -> str:
@@ -382,8 +412,8 @@ def complaint(error: ValidationError) -> str:
 
 
 def _sentence(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    problem = str(error["msg"]).removeprefix("Value error, ")
+    where = one_line(".".join(str(part) for part in error["loc"]))
+    problem = one_line(str(error["msg"]).removeprefix("Value error, "))
     return f"{where}: {problem}" if where else problem
 
 

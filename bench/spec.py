@@ -15,12 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from methods.errors import UsageError, unknown
+from methods.errors import UsageError, one_line, shown, unknown
+from methods.hyper import BITS, COMPLAINTS, check_fit, unfit
 
 ScaleName = Literal["smoke", "quick", "full"]
 EvalOn = Literal["test", "validation"]
@@ -31,6 +33,9 @@ Executor = Literal["serial", "processes", "ray"]
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 MAX_IMAGE_SIZE = 4096  # beyond it a mistyped size takes all memory before it can be answered
+MAX_COUNT = 2**31 - 1  # what every library takes
+MAX_SEED = 2**63 - 1
+MAX_BITS = 4096  # of an integer in a text; Python itself writes none of more than 4300 digits
 
 
 class Frozen(BaseModel):
@@ -45,8 +50,8 @@ class Protocol(Frozen):
     name: Literal["common", "paper"] = "common"
     backbone: str = Field(description="full timm tag")
     image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE, description="side of the input, pixels")
-    epochs: int = Field(gt=0, description="passes over an experience's images")
-    batch_size: int = Field(gt=0, description="training images a step")
+    epochs: int = Field(gt=0, le=MAX_COUNT, description="passes over an experience's images")
+    batch_size: int = Field(gt=0, le=MAX_COUNT, description="training images a step")
     normalisation: Literal["backbone", "unit"] = Field(
         "backbone", description="the backbone's own mean and std, or [0, 1] as the papers' code has it"
     )
@@ -80,6 +85,11 @@ class Choice(Frozen):
         """The row's name: options that were set are part of it, because they make another row."""
         return label_of(self.name, self.options)
 
+    @property
+    def frozen_options(self) -> tuple[tuple[str, Any], ...]:
+        """The options as a key for caches."""
+        return as_key(self.options)
+
 
 def seconds_of(value: object) -> object:
     """ "90", "90s", "30m", "2h" -> seconds; anything else is left for the validation to refuse."""
@@ -97,7 +107,7 @@ class Settings(Frozen):
     methods: tuple[Choice, ...] = Field(min_length=1)
     benchmarks: tuple[Choice, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    tasks: int | None = Field(None, ge=1)
+    tasks: int | None = Field(None, ge=1, le=MAX_COUNT)
     scale: ScaleName = "full"
     protocol: Literal["common", "paper"] = "common"
     protocol_options: dict[str, Any] = {}
@@ -107,8 +117,8 @@ class Settings(Frozen):
     data_root: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     executor: Executor = "serial"
-    workers: int | None = Field(None, ge=1)
-    threads: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=MAX_COUNT)
+    threads: int | None = Field(None, ge=1, le=MAX_COUNT)
     cell_timeout: Duration | None = None
     ray_address: str | None = None
     results: Path = Path("results")
@@ -130,8 +140,8 @@ class Settings(Frozen):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise ValueError("seeds are distinct integers from 0")
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
+            raise ValueError(f"seeds are distinct integers from 0 to {MAX_SEED}")
         return seeds
 
 
@@ -140,12 +150,12 @@ class Component(Frozen):
 
     name: str
     label: str
-    options: dict[str, Any]
+    options: dict[str, JsonValue]
 
     @property
     def frozen_options(self) -> tuple[tuple[str, Any], ...]:
         """The options as a key for caches."""
-        return tuple(sorted((k, _hashable(v)) for k, v in self.options.items()))
+        return as_key(self.options)
 
 
 class Cell(Frozen):
@@ -194,8 +204,15 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
     return f"{name}:{parts}" if parts else name
 
 
+def as_key(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Options as a key for caches: pairs in the order of their names, lists as tuples."""
+    return tuple(sorted((k, _hashable(v)) for k, v in options.items()))
+
+
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, Mapping):
+        return as_key(value)
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _text(value: Any) -> str:
@@ -206,24 +223,46 @@ def parse_choice(text: str) -> Choice:
     """`duallora:gate=none+rank=8` -> Choice("duallora", {"gate": "none", "rank": 8})."""
     name, colon, rest = text.strip().partition(":")
     if not name or (colon and not rest):
-        raise UsageError(f"cannot read '{text}'; legal: name or name:option=value+option=value")
-    return Choice(name=name, options=dict(parse_assignment(part) for part in rest.split("+") if part))
+        raise UsageError(f"cannot read '{one_line(text)}'; legal: name or name:option=value+option=value")
+    options = [parse_assignment(part) for part in rest.split("+") if part]
+    keys = [key for key, _ in options]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise UsageError(
+            f"cannot read '{one_line(text)}': {one_line(', '.join(twice))} given twice; name each option once"
+        )
+    return Choice(name=name, options=dict(options))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`rank=8` -> ("rank", 8). A value is read as TOML where it is TOML, else as text."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"cannot read '{text}'; legal: option=value")
+        raise UsageError(f"cannot read '{one_line(text)}'; legal: option=value")
     return key.strip(), parse_value(value.strip())
 
 
 def parse_value(text: str) -> Any:
     """A number, true/false, a quoted text or a list as TOML writes them; anything else is the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = _loads(f"value = {text}", MAX_BITS)
+    except ValueError:
         return text
+    return found["value"] if len(found) == 1 else text  # a text of several lines may go on with other keys
+
+
+def _loads(text: str, bits: int = BITS) -> dict[str, Any]:
+    """The content of a TOML text.
+
+    Raises:
+        ValueError: if it is none, or holds an integer or a nesting without end.
+    """
+    try:
+        found = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("lists or tables are nested too deep") from None
+    if problem := unfit(found, bits):
+        raise ValueError(problem)
+    return found
 
 
 def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = ()) -> Settings:
@@ -237,35 +276,52 @@ def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = (
     Raises:
         UsageError: for an unknown field, a value of the wrong type, an option of something not in the grid.
     """
-    for name in values:
+    for name, value in values.items():
         if name not in Settings.model_fields:
             legal = {*Settings.model_fields, "set"} - {"protocol_options"}
             raise unknown("setting", name, legal)
+        check_fit(name, value)
     given = dict(values)
     for field in ("methods", "benchmarks"):
-        given[field] = _distinct_choices(field, [parse_choice(text) for text in given.get(field, ())])
-    for dotted, value in sets:
+        texts = _names(field, given.get(field, ()))
+        given[field] = _distinct_choices(field, [parse_choice(text) for text in texts])
+    for dotted, value in dict(sets).items():  # of one option given twice, the later value
+        check_fit("--set", dotted)
+        check_fit(f"--set {dotted}", value)
         _apply(given, dotted, value)
     try:
         return Settings.model_validate(given)
     except ValidationError as error:
-        raise UsageError("; ".join(sentence(e) for e in error.errors())) from None
+        raise UsageError("; ".join(sentence(e) for e in error.errors()[:COMPLAINTS])) from None
+
+
+def _names(field: str, value: object) -> Sequence[str]:
+    if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+        return value
+    raise UsageError(
+        f'{field}: a list of names is legal, such as ["finetune", "ncm:rank=4"], got {shown(value)}'
+    )
 
 
 def _distinct_choices(field: str, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     labels = [choice.label for choice in choices]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise UsageError(f"{field}: {', '.join(twice)} given twice; name each once")
+        raise UsageError(f"{field}: {one_line(', '.join(twice))} given twice; name each once")
     return tuple(choices)
 
 
 def _apply(given: dict[str, Any], dotted: str, value: Any) -> None:
     owner, dot, option = dotted.partition(".")
     if not dot or not option:
-        raise UsageError(f"cannot read '--set {dotted}'; legal: owner.option=value, such as finetune.rank=4")
+        raise UsageError(
+            f"cannot read '--set {one_line(dotted)}'; legal: owner.option=value, such as finetune.rank=4"
+        )
     if owner == "protocol":
-        given["protocol_options"] = {**given.get("protocol_options", {}), option: value}
+        held = given.get("protocol_options", {})
+        if not isinstance(held, Mapping):
+            raise UsageError(f"protocol_options: a table is legal, such as {{epochs = 3}}, got {shown(held)}")
+        given["protocol_options"] = {**held, option: value}
         return
     names = {choice.name for field in ("methods", "benchmarks") for choice in given[field]}
     if owner not in names:
@@ -283,9 +339,9 @@ def _with_option(choice: Choice, owner: str, option: str, value: Any) -> Choice:
 
 def sentence(error: Any) -> str:
     """One of pydantic's errors as: field, what was received, what is legal."""
-    field = ".".join(str(part) for part in error["loc"])
-    problem = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {problem.lower()}, got {error['input']!r}" if field else problem
+    field = one_line(".".join(str(part) for part in error["loc"]))
+    problem = one_line(error["msg"].removeprefix("Value error, "))
+    return f"{field}: {problem.lower()}, got {shown(error['input'])}" if field else problem
 
 
 def make_protocol(values: Mapping[str, Any]) -> Protocol:
@@ -294,13 +350,15 @@ def make_protocol(values: Mapping[str, Any]) -> Protocol:
     Raises:
         UsageError: for an unknown field or an illegal value.
     """
-    for name in values:
+    for name, value in values.items():
         if name not in Protocol.model_fields:
             raise unknown("option of the protocol", name, Protocol.model_fields)
+        check_fit(f"protocol.{name}", value)
     try:
         return Protocol.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError("; ".join("protocol." + sentence(e) for e in error.errors())) from None
+        complaints = error.errors()[:COMPLAINTS]
+        raise UsageError("; ".join("protocol." + sentence(e) for e in complaints)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -309,10 +367,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: if the file is missing or not TOML (with the line).
     """
+    check_fit("the config file's name", str(path))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read the config file '{path}': {reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the config file '{path}' is not valid TOML: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"the config file '{path}' is not valid TOML: {one_line(str(error))}") from None

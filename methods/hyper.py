@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from methods.errors import UsageError, unknown
+from methods.errors import UsageError, named, shown, unknown
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+DEEPEST = 32  # lists in lists
+BITS = 63  # of an integer, beside its sign
+COMPLAINTS = 3  # that one message holds
 
 
 def hyper(default: Any, meaning: str, *, source: str, unit: str = "", **bounds: Any) -> Any:
@@ -32,20 +37,50 @@ def make_hyper(owner: str, cls: type[Any], values: Mapping[str, Any]) -> Any:
         UsageError: for a field that does not exist, or a value of the wrong type or out of bounds.
     """
     fields = cls.__pydantic_fields__
-    for name in values:
+    for name, value in values.items():
         if name not in fields:
             raise unknown(f"option of {owner}", name, fields)
+        check_fit(f"{owner}.{name}", value)
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        made = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        raise UsageError("; ".join(_sentence(owner, fields, e) for e in error.errors())) from None
+        complaints = error.errors()[:COMPLAINTS]
+        raise UsageError("; ".join(_sentence(owner, fields, e) for e in complaints)) from None
+    for name in values:
+        check_fit(f"{owner}.{name}", getattr(made, name))  # a text may have been read as an integer
+    return made
 
 
 def _sentence(owner: str, fields: Mapping[str, Any], error: Any) -> str:
     name = str(error["loc"][0]) if error["loc"] else "value"
     meaning = fields[name].description if name in fields else ""
     about = f" ({meaning})" if meaning else ""
-    return f"{owner}.{name}{about}: {error['msg'].lower()}, got {error['input']!r}"
+    return f"{owner}.{name}{about}: {error['msg'].lower()}, got {shown(error['input'])}"
+
+
+def check_fit(owner: str, value: object) -> None:
+    """Refuse what cannot be used, whatever it is meant for.
+
+    Raises:
+        UsageError: for a text that is not Unicode or has a NUL, an integer or a nesting without end.
+    """
+    if problem := unfit(value):
+        raise UsageError(f"{named(owner)}: {problem}, got {shown(value)}")
+
+
+def unfit(value: object, bits: int = BITS, depth: int = 0) -> str | None:
+    """What a value of any type would have to be to be read, compared and written down; None if it is."""
+    if isinstance(value, str):
+        broken = "\0" in value or any("\ud800" <= c <= "\udfff" for c in value)
+        return "a text is made of Unicode characters other than NUL" if broken else None
+    if isinstance(value, int):
+        return f"an integer has at most {bits} bits" if value.bit_length() > bits else None
+    if not isinstance(value, Mapping | list | tuple | set | frozenset):
+        return None
+    if depth == DEEPEST:
+        return f"lists and tables are nested at most {DEEPEST} deep"
+    parts = chain(value, value.values()) if isinstance(value, Mapping) else iter(value)
+    return next(filter(None, (unfit(part, bits, depth + 1) for part in parts)), None)
 
 
 def as_plain(values: Any) -> dict[str, Any]:

@@ -55,6 +55,10 @@ BAD = {
     "cuda where there is none": (["--device", "cuda"], "torch sees no CUDA device"),
     "unknown executor": (["--executor", "slurm"], "got 'slurm'"),
     "several cells at a time, serially": (["--workers", "2"], "--executor processes"),
+    "a name on two lines": (["--methods", "ncm\nfinetune"], "unknown method 'ncm finetune'"),
+    "a benchmark's option that is a list": (["--benchmarks", "digits:a=[1]"], "unknown option of digits 'a'"),
+    "a results folder no system can name": (["--results", "x" * 5000], "File name too long; give another"),
+    "one option twice": (["--methods", "finetune:rank=2+rank=4"], "rank given twice"),
     "config file that is not there": (["--config", "grid.toml"], "cannot read the config file"),
 }
 

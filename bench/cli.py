@@ -233,7 +233,7 @@ def _check_results(folder: Path) -> None:
     except (OSError, ValueError) as error:  # a name that no file system takes
         why = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"cannot write results to '{named(folder)}': {why}; give another --results"
+            f"cannot write results to '{named(str(folder))}': {why}; give another --results"
         ) from None
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(

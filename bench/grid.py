@@ -261,7 +261,7 @@ class Grid:
 
 def _is_done(folder: Path) -> bool:
     path = folder / RECORD_NAME
-    return path.exists() and record.read(path).done
+    return path.exists() and _before(path).status == "done"
 
 
 def _write_traceback(folder: Path, text: str | None) -> None:

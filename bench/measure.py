@@ -21,6 +21,7 @@ from bench.manifest import device_name, now
 from bench.plan import Places, Planned, find_backbone
 from bench.probes.latency import Effort, Timed, Work, clock_of, time_in_turns
 from bench.progress import Notice, Observe, Tick
+from bench.record import RecordError
 from bench.resume import method_state
 from bench.rng import seed_everything
 from bench.runner import images_like, plain_vit
@@ -74,7 +75,10 @@ def _waits(cell: Cell, places: Places, tell: Observe) -> bool:
     folder = places.results / cell.id
     if not checkpoint.kept(folder):
         return False
-    found = record.read(folder / record.RECORD_NAME)
+    try:
+        found = record.read(folder / record.RECORD_NAME)
+    except RecordError:  # none, or a damaged one, which was told
+        return False
     if not found.done:
         return False
     if found.cost is None or found.cost.latency is not None:

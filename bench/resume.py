@@ -76,7 +76,8 @@ def conditions(cell: Cell, method: Any) -> dict[str, str]:
 def pick_up(made: Made, cell: Cell, folder: Path, observe: Observe) -> Outcome | None:
     """Put back the last state of the cell that can be used; None where there is none.
 
-    A state that is damaged is set aside, and the one before it is used.
+    A state that is damaged is set aside, and the one before it is used. One of other conditions stays until
+    the first of the present ones takes its place: who has only mistaken an option can still stop.
     """
     for path in reversed(checkpoint.kept(folder).values()):
         state = _usable(path, conditions(cell, made.method), observe)
@@ -96,7 +97,6 @@ def _usable(path: Path, now: Mapping[str, str], observe: Observe) -> State | Non
         return None
     then = state.notes["conditions"]
     if differing := sorted(key for key in {*then, *now} if then.get(key) != now.get(key)):
-        path.unlink()
         what = ", ".join(_difference(key, then, now) for key in differing)
         observe(
             Notice(f"the state '{path}' was not used, because it was made under other conditions: {what}")

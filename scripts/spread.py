@@ -20,8 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.probes.latency import turn
 from bench.record import RECORD_NAME
-from scripts.common import in_turns, ratios
+from scripts.common import Rounds, ratios
 from scripts.markdown import table
 
 GRID = "--methods finetune,inflora,dualprompt,coda-prompt --scale quick --seeds 0 --set protocol.epochs=2"
@@ -71,8 +72,10 @@ def count(grid: str) -> int:
 def measure(grid: str, rounds: int) -> str:
     """The table."""
     cells = count(grid)
-    works = {name: lambda _, way=way: seconds_until_trained(grid, way, cells) for name, way in WAYS.items()}
-    times = in_turns(works, rounds)
+    times: Rounds = {name: [] for name in WAYS}
+    for i in range(rounds):
+        for name in turn(list(WAYS), i):
+            times[name].append(seconds_until_trained(grid, WAYS[name], cells))
     share = ratios(times, REFERENCE)
     lines = [
         [
@@ -89,7 +92,7 @@ def measure(grid: str, rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="after a first one that warms up")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each way is taken")
     parser.add_argument("--grid", default=GRID, help="options of `run`, in quotes")
     options = parser.parse_args()
     print(measure(options.grid, options.rounds))

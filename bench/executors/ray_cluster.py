@@ -32,7 +32,7 @@ from bench.plan import Places, Planned
 from bench.progress import News, Notice, Observe, Tick
 from bench.spec import Cell
 from bench.stopping import listening
-from bench.storage import write_whole
+from bench.storage import StorageError, write_whole
 from methods.errors import UsageError
 from methods.registry import METHODS
 
@@ -235,7 +235,10 @@ class RayCrew:
             back: Back = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
             return Left(cell, error=_in_our_words(self.ray, error))
-        write_states(self.places.results / cell.id, back.states)
+        try:
+            write_states(self.places.results / cell.id, back.states)
+        except StorageError as error:
+            return Left(cell, error=error)
         return Left(cell, back.ended, back.error, back.overdue)
 
     def stop(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from bench.resume import method_state
 from bench.rng import seed_everything
 from bench.runner import images_like, plain_vit
 from bench.spec import Cell
+from bench.storage import StorageError, sweep
 from bench.strategy import autocast
 from methods.registry import METHODS
 
@@ -122,6 +124,7 @@ def keep(cell: Cell, places: Places, found: Found, memory: Peak | None) -> recor
         with_inference = {"inference": memory, "inference_batch": BATCHES[cell.device][-1]}
         changes["peak_memory"] = old.cost.peak_memory.model_copy(update=with_inference)
     made = old.model_copy(update={"cost": Cost.model_validate(dict(old.cost) | changes)})
+    sweep(folder)
     record.write(made, folder)
     checkpoint.forget(folder)
     return made
@@ -138,7 +141,7 @@ def inference_memory(cell: Cell, places: Places, observe: Observe) -> Peak | Non
     from bench.probes.memory import Highest
 
     memory = Highest(_device(cell))
-    model = deployed(cell, places, max(checkpoint.kept(places.results / cell.id))).model
+    model = deployed(cell, places, max(_states(cell, places))).model
     work = _inference(model, cell, BATCHES[cell.device][-1])
     with memory.watching():
         for _ in range(2):  # the second call stands beside what the first one left
@@ -149,11 +152,7 @@ def inference_memory(cell: Cell, places: Places, observe: Observe) -> Peak | Non
 def latencies(cells: Sequence[Cell], places: Places, observe: Observe) -> dict[str, Found]:
     """Time the models of cells that differ in the method only, in turns; by cell id."""
     started, first = now(), cells[0]
-    models = {
-        _key(cell, t): deployed(cell, places, t)
-        for cell in cells
-        for t in checkpoint.kept(places.results / cell.id)
-    }
+    models = {_key(cell, t): deployed(cell, places, t) for cell in cells for t in _states(cell, places)}
     plain = plain_vit(first, places)
     timed = {}
     for step, (batch, calls) in enumerate(zip(BATCHES[first.device], CALLS, strict=True), start=1):
@@ -172,10 +171,18 @@ def deployed(cell: Cell, places: Places, experiences: int) -> Deployed:
     seed_everything(cell.seed)  # random weights, where they are asked for
     model = backbone.build(found, protocol.image_size)
     method = METHODS[cell.method.name].load()(head_init=protocol.head_init, **cell.method.options)
-    state = checkpoint.load(checkpoint.kept(places.results / cell.id)[experiences])
+    state = checkpoint.load(_states(cell, places)[experiences])
     method.restore(model, method_state(state))
     merged = method.merge(model)
     return Deployed(model.to(_device(cell)).eval(), merged)
+
+
+def _states(cell: Cell, places: Places) -> dict[int, Path]:
+    folder = places.results / cell.id
+    found = checkpoint.kept(folder)
+    if not found:
+        raise StorageError(f"the states in '{folder}' are gone; was the results folder taken away?")
+    return found
 
 
 def _inference(model: Any, cell: Cell, batch: int) -> Work:
@@ -199,7 +206,7 @@ def _found(
     models: Mapping[str, Deployed],
     started: str,
 ) -> Found:
-    stages = list(checkpoint.kept(places.results / cell.id))
+    stages = list(_states(cell, places))
     return Found(
         latency=[
             _latency(t, batch, works[_key(cell, t)], works[PLAIN])

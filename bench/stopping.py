@@ -47,6 +47,25 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def unheard() -> Iterator[None]:
+    """Signals wait until the end of the block; processes that are started within it do not hear them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_again() -> None:
+    """For a process that was started within `unheard`."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
 def _handling(handler: Any) -> Iterator[None]:
     """Those that are ignored stay so: in the background of a shell Ctrl-C is meant for others."""
     before = {number: signal.getsignal(number) for number in SIGNALS}

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.progress import Observe
 from bench.spec import Device
-from bench.stopping import SIGNALS
+from bench.stopping import SIGNALS, hear_again, unheard
 
 #: Imported once by the server; what is not here is imported by each process that needs it.
 PRELOADED = [
@@ -37,6 +37,8 @@ PRELOADED = [
 
 #: Seconds that work which was asked to stop has to end well; then it is killed.
 GRACE = 20.0
+#: Seconds until it is asked again: an interrupt that falls into a callback of a library is lost.
+ASK_AGAIN = 2.0
 #: Seconds between two looks at a process that says nothing.
 POLL = 0.5
 
@@ -92,6 +94,7 @@ class Running:
         self.process, self.connection = process, connection
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.killing: float | None = None
+        self.asked = 0.0
         self.overdue = False
         self.highest = 0
         self.killed_before = kernel_kills()
@@ -113,8 +116,8 @@ class Running:
     def stop(self) -> None:
         """Ask the work to end as it does on Ctrl-C; it is killed if it does not."""
         if self.killing is None:
-            self.process.terminate()
             self.killing = time.monotonic() + GRACE
+            self._ask()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -125,9 +128,15 @@ class Running:
         if self.killing is None and self.deadline is not None and now > self.deadline:
             self.overdue = True
             self.stop()
+        if self.killing is not None and now > self.asked + ASK_AGAIN:
+            self._ask()
         if self.killing is not None and now > self.killing:
             self.kill()
         self.highest = max(self.highest, _highest_resident(self.process.pid))
+
+    def _ask(self) -> None:
+        self.process.terminate()
+        self.asked = time.monotonic()
 
     def _ended(self, answer: Answer) -> Answer:
         self.process.join()
@@ -155,7 +164,8 @@ def start(work: Callable[..., Any], *arguments: Any, share: Share, seconds: floa
     context = _context(share.device)
     answers, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, share, work, arguments), daemon=False)
-    process.start()
+    with unheard():  # neither the server nor what it forks is to end by what is meant for their parent
+        process.start()
     sender.close()
     return Running(process, answers, seconds)
 
@@ -221,7 +231,8 @@ def _child(sender: Connection, share: Share, work: Callable[..., Any], arguments
     # Ctrl-C reaches every process of the terminal; the parent alone answers it, by a SIGTERM.
     for asked in SIGNALS:
         signal.signal(asked, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hear_again()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(OSError):
         OOM_SCORE[0].write_text(OOM_SCORE[1])
@@ -252,8 +263,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _stop(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-    raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from bench.executors import Left, Told, alone
-from bench.executors.alone import Running, Share
+from bench.executors.alone import DiedError, Running, Share
 from bench.manifest import Circumstances
 from bench.measure import hold
 from bench.plan import Places, Planned
@@ -33,20 +33,26 @@ class Processes:
         self.places, self.how, self.seconds = places, how, seconds
         self.free, self.one = list(shares), shares[0]
         self.running: dict[Cell, tuple[Running, Share]] = {}
+        self.not_begun: list[Told | Left] = []
 
     def room(self) -> bool:
         return bool(self.free)
 
     def take(self, planned: Planned) -> None:
-        share = self.free.pop(0)
-        work = alone.start(run_cell, planned, self.places, self.how, share=share, seconds=self.seconds)
-        self.running[planned.cell] = work, share
+        share = self.free[0]
+        try:
+            work = alone.start(run_cell, planned, self.places, self.how, share=share, seconds=self.seconds)
+        except (OSError, EOFError) as error:  # no process to be had
+            told = DiedError(f"its process could not be started ({type(error).__name__}: {error})")
+            self.not_begun.append(Left(planned.cell, error=told))
+            return
+        self.running[planned.cell] = work, self.free.pop(0)
 
     def hear(self, seconds: float) -> list[Told | Left]:
-        if not self.running:
+        heard, self.not_begun = self.not_begun, []
+        if not self.running and not heard:
             time.sleep(seconds)
-        wait([running.connection for running, _ in self.running.values()], seconds)
-        heard: list[Told | Left] = []
+        wait([running.connection for running, _ in self.running.values()], 0 if heard else seconds)
         for cell, (running, share) in list(self.running.items()):
             told: list[News] = []
             answer = running.listen(told.append)

@@ -2,6 +2,7 @@
 
 nox -s bench -- [options of `python -m bench run`]    run a grid, then write its report
 nox -s tests -- [options of pytest]                   the test suite
+nox -s faults -- [options of pytest]                  the drill: all faults on real processes, and their table
 nox -s lint typecheck                                 ruff, mypy
 nox -s perf -- cost [--methods finetune,ncm] ...      what each method costs, beside the plain timm ViT
 nox -s perf -- overhead [--rounds 10] ...             how much slower the harness is than a bare loop
@@ -87,6 +88,12 @@ def option(arguments: list[str], name: str) -> str | None:
 def tests(session: nox.Session) -> None:
     """Run the test suite."""
     session.run(PYTHON, "-m", "pytest", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def faults(session: nox.Session) -> None:
+    """Do to real grids everything that can happen to them, and print what became of them."""
+    session.run(PYTHON, "-m", "pytest", "tests/faults", "-m", "", *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none", requires=["env"])

@@ -56,12 +56,21 @@ def save(state: State, cell: Path, experiences: int) -> Path:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
     content = to_bytes(tensors, metadata={NOTES: json.dumps(dict(state.notes))})
     path = cell / FOLDER / f"{experiences}.{hashlib.sha256(content).hexdigest()}.safetensors"
-    make_folder(cell)
+    put(path, content)
+    return path
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a state, in the place of any other after as many experiences.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    make_folder(path.parent.parent)
     write_whole(path, content)
-    for other in (cell / FOLDER).glob(f"{experiences}.*.safetensors"):
+    for other in path.parent.glob(f"{path.name.partition('.')[0]}.*.safetensors"):
         if other != path:
             other.unlink(missing_ok=True)
-    return path
 
 
 def make_folder(cell: Path) -> None:

@@ -104,8 +104,11 @@ def _show_plan(console: Console, work: Work) -> int:
         fate = _fate(item, turns.get(cell), work.before.get(cell))
         table.add_row(cell, fate, "" if known is None else in_words(known))
     console.print(table)
-    _say(console, work.spread.in_words())
-    _say(console, _forecast(work))
+    for complaint in (found.complaint for found in work.before.values() if found.complaint):
+        _say(console, complaint)
+    if work.todo:
+        _say(console, work.spread.in_words())
+        _say(console, _forecast(work))
     _say(console, f"cells: {len(work.planned)}; {len(work.todo)} to run; nothing was run or written")
     return DONE
 
@@ -115,7 +118,7 @@ def _fate(item: Planned, turn: int | None, found: Before | None) -> str:
         return f"record as skipped: {item.missing}" if item.missing else f"run, in turn {turn}"
     if found is None:
         return "nothing: it has no record"
-    return "nothing: its record is reused" if found.complaint is None else f"nothing: {found.complaint}"
+    return "nothing: its record is " + ("reused" if found.complaint is None else "damaged, and left alone")
 
 
 def _forecast(work: Work) -> str:

@@ -101,8 +101,7 @@ class Grid:
                     theirs = "cell is" if len(queue) == 1 else "cells are"
                     it = "it" if len(queue) == 1 else "them"
                     self.shown.tell(Notice(f"{len(queue)} {theirs} another command's; waiting for {it}"))
-                for event in self.crew.hear(POLL):
-                    yield from self._note(event)
+                yield from self._note_all(self.crew.hear(POLL))
             self._heed_stop()
         except StorageError:
             self._end_work()
@@ -122,7 +121,12 @@ class Grid:
                 continue
             queue.remove(planned)
             self.claims[planned.cell] = lock
-            done_by_others = self._done_by_others(planned.cell)
+            try:
+                done_by_others = self._done_by_others(planned.cell)
+            except RecordError as error:
+                self.shown.tell(Notice(f"{planned.cell.id} is left alone: {error}"))
+                self._release(planned.cell)
+                continue
             if done_by_others:
                 self.shown.tell(Notice(f"{planned.cell.id}: another command has run it"))
                 self._release(planned.cell)
@@ -149,6 +153,17 @@ class Grid:
             return None
         found = record.read(path)
         return None if found.status == "interrupted" else found
+
+    def _note_all(self, events: Sequence[Told | Left]) -> Iterator[Record]:
+        """Note every event, also those behind one that the disk had no room for."""
+        failures = []
+        for event in events:
+            try:
+                yield from self._note(event)
+            except StorageError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _note(self, event: Told | Left) -> Iterator[Record]:
         if isinstance(event, Told):
@@ -181,8 +196,16 @@ class Grid:
         return record_of(cell, self.places, self.how, now(), status, reason)
 
     def _write(self, cell: Cell, ended: Ended) -> Record:
-        """Put a cell's record on disk, and away what it makes useless."""
-        folder, made = self.places.results / cell.id, ended.record
+        """Put a cell's record on disk, and away what it makes useless; it is then free for others."""
+        try:
+            self._put(self.places.results / cell.id, cell, ended)
+        finally:
+            self._release(cell)
+        self.shown.end(cell, ended.record)
+        return ended.record
+
+    def _put(self, folder: Path, cell: Cell, ended: Ended) -> None:
+        made = ended.record
         if made.status == "interrupted" and _is_done(folder):
             checkpoint.forget(folder)  # an interrupted repetition takes nothing away
         else:
@@ -192,9 +215,6 @@ class Grid:
             checkpoint.keep_only(folder, (1, cell.tasks))
         if made.status != "skipped":  # what it was recorded as while its data were missing is out of date
             shutil.rmtree(self.places.results / cell.without_data().id, ignore_errors=True)
-        self._release(cell)
-        self.shown.end(cell, made)
-        return made
 
     def _release(self, cell: Cell) -> None:
         self.claims.pop(cell).release()
@@ -220,8 +240,8 @@ class Grid:
                 self._release(event.cell)
             else:
                 self._write(event.cell, self._ended(event))
-        except StorageError:
-            self._release(event.cell)
+        except StorageError:  # of the first one that was heard of, the command tells
+            return
 
     # ---- inference -------------------------------------------------------------------------------
 
@@ -230,19 +250,44 @@ class Grid:
 
         Raises:
             StoppedError: if it was asked to stop.
-            RuntimeError: if a session cannot be held; the states it needs stay.
+            RuntimeError: if a session cannot be held; the others were, and the states it needs stay.
         """
+        failures: list[Exception] = []
         with self._only_measuring():
             for cells in waiting(planned, self.places, self.shown.tell):
                 self._heed_stop()
-                self.shown.measure(cells)
                 try:
-                    found = self.crew.hold(cells, self.shown.measuring, lambda: self.stop.asked)
+                    with self._claimed(cells) as mine:
+                        self._session(mine)
                 except KeyboardInterrupt:
                     raise StoppedError from None
-                for cell in cells:
-                    keep(cell, self.places, *found[cell.id])
-                yield cells
+                except StorageError:
+                    raise
+                except Exception as error:  # a device out of memory, a process that was killed, a plugin
+                    failures.append(error)
+                else:
+                    yield mine
+        if failures:
+            raise RuntimeError("; ".join(dict.fromkeys(map(str, failures))))
+
+    @contextmanager
+    def _claimed(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
+        """Those of the cells that no other command has claimed, claimed."""
+        locks = {cell: claim(self.places.results, cell.id) for cell in cells}
+        try:
+            yield tuple(cell for cell, lock in locks.items() if lock is not None)
+        finally:
+            for lock in locks.values():
+                if lock is not None:
+                    lock.release()
+
+    def _session(self, cells: Sequence[Cell]) -> None:
+        if not cells:
+            return
+        self.shown.measure(cells)
+        found = self.crew.hold(cells, self.shown.measuring, lambda: self.stop.asked)
+        for cell in cells:
+            keep(cell, self.places, *found[cell.id])
 
     @contextmanager
     def _only_measuring(self) -> Iterator[None]:

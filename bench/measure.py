@@ -23,7 +23,7 @@ from bench.plan import Places, Planned, find_backbone
 from bench.probes.latency import Effort, Timed, Work, clock_of, time_in_turns
 from bench.progress import Notice, Observe, Tick
 from bench.record import RecordError
-from bench.resume import method_state
+from bench.resume import conditions_of_code, method_state
 from bench.rng import seed_everything
 from bench.runner import images_like, plain_vit
 from bench.spec import Cell
@@ -86,13 +86,25 @@ def _waits(cell: Cell, places: Places, tell: Observe) -> bool:
     if found.cost is None or found.cost.latency is not None:
         checkpoint.forget(folder)  # of a repetition that was never finished
         return False
-    for path in checkpoint.kept(folder).values():
-        try:
-            checkpoint.verify(path)
-        except DamagedError as error:
-            checkpoint.set_aside(path)
-            tell(Notice(f"{error}; it was set aside, and the inference of this model is not measured"))
-    return cell.tasks in checkpoint.kept(folder)
+    usable = [n for n, path in checkpoint.kept(folder).items() if _is_usable(cell, path, tell)]
+    return cell.tasks in usable and usable == list(checkpoint.kept(folder))
+
+
+def _is_usable(cell: Cell, path: Path, tell: Observe) -> bool:
+    """Whether a state is whole, and of this code; a damaged one is set aside."""
+    try:
+        then = checkpoint.load(path).notes["conditions"]
+    except DamagedError as error:
+        checkpoint.set_aside(path)
+        tell(Notice(f"{error}; it was set aside, and the inference of this model is not measured"))
+        return False
+    now = conditions_of_code(METHODS[cell.method.name].load())
+    if any(then.get(key) != value for key, value in now.items()):
+        tell(
+            Notice(f"the inference of '{path}' is not measured: it was made by other code or other versions")
+        )
+        return False
+    return True
 
 
 def hold(

@@ -419,5 +419,5 @@ def _sentence(error: Any) -> str:
 
 def _refuse(path: Path, problem: str) -> NoReturn:
     raise RecordError(
-        f"the record '{path}' {problem}; move its folder away, or run its cell again with --rerun all"
+        f"the record '{path}' {problem}; move its folder away, or run its cell again with --rerun failed"
     ) from None

@@ -65,12 +65,13 @@ def save(made: Made, cell: Cell, folder: Path, outcome: Outcome) -> None:
 
 def conditions(cell: Cell, method: Any) -> dict[str, str]:
     """What a number may depend on beside the cell's configuration."""
-    return {
-        "code": code_sha256(type(method)),
-        "device": device_name(cell.device),
-        "threads": str(torch.get_num_threads()),
-        **versions(),
-    }
+    own = {"device": device_name(cell.device), "threads": str(torch.get_num_threads())}
+    return own | conditions_of_code(type(method))
+
+
+def conditions_of_code(method: type) -> dict[str, str]:
+    """What a model depends on, wherever it is used."""
+    return {"code": code_sha256(method), **versions()}
 
 
 def pick_up(made: Made, cell: Cell, folder: Path, observe: Observe) -> Outcome | None:

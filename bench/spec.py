@@ -92,9 +92,13 @@ class Choice(Frozen):
 
 
 def seconds_of(value: object) -> object:
-    """ "90", "90s", "30m", "2h" -> seconds; anything else is left for the validation to refuse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value) if isinstance(value, str) else None
-    return float(match[1]) * SECONDS[match[2] or "s"] if match else value
+    """ "90", "90s", "30m", "2h" -> seconds; what is no text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value)
+    if match is None:
+        raise ValueError("legal: seconds, or a number with its unit, such as 90s, 30m, 2h")
+    return float(match[1]) * SECONDS[match[2] or "s"]
 
 
 #: Seconds; a text may have a unit, such as 30m.

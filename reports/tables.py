@@ -281,7 +281,7 @@ def _equality(group: Group) -> list[str]:
 
 def _spread(group: Group) -> list[str]:
     ran = {(record.manifest.executor, record.manifest.workers) for record in group.done}
-    if ran <= {(executor, 1) for executor, _ in ran}:
+    if all(workers == 1 for _, workers in ran):
         return []
     said = [
         f"{executor}, {'as many as fit' if workers is None else workers} at a time"
@@ -301,7 +301,7 @@ def _resumed(group: Group) -> list[str]:
         return []
     return [
         "These cells were interrupted and taken up again; their times and their memory of training come from "
-        f"several processes, their accuracies are those of an uninterrupted run: {'; '.join(cells)}."
+        f"several processes; on a CPU, all else is as in an uninterrupted run: {'; '.join(cells)}."
     ]
 
 

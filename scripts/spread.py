@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from bench.probes.latency import turn
-from bench.record import RECORD_NAME
+from bench.record import RECORD_NAME, read
 from scripts.common import Rounds, ratios
 from scripts.markdown import table
 
@@ -48,10 +48,12 @@ def seconds_until_trained(grid: str, way: str, cells: int) -> float:
             stdout=subprocess.DEVNULL,
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
         )
-        while len(list(Path(folder).glob(f"*/{RECORD_NAME}"))) < cells:
+        while len(found := list(Path(folder).glob(f"*/{RECORD_NAME}"))) < cells:
             if process.poll() is not None:
                 raise RuntimeError(f"the command ended with status {process.returncode}: run {words}")
             time.sleep(POLL)
+        if not all(read(path).done for path in found):
+            raise RuntimeError(f"not all cells are done: run {words}")
         took = time.perf_counter() - start
         process.send_signal(signal.SIGTERM)
         process.wait()

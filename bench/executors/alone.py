@@ -11,11 +11,13 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,7 @@ def start(work: Callable[..., Any], *arguments: Any, share: Share, seconds: floa
     context = _context(share.device)
     answers, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, share, work, arguments), daemon=False)
+    resource_tracker.ensure_running()  # which would else let signals through while it is started
     with unheard():  # neither the server nor what it forks is to end by what is meant for their parent
         process.start()
     sender.close()
@@ -232,6 +235,7 @@ def _child(sender: Connection, share: Share, work: Callable[..., Any], arguments
     for asked in SIGNALS:
         signal.signal(asked, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _unless_asked_again
     hear_again()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(OSError):
@@ -247,6 +251,12 @@ def _child(sender: Connection, share: Share, work: Callable[..., Any], arguments
             answer = ("error", error)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # an answer is not cut short
         sender.send(answer)
+
+
+def _unless_asked_again(unraisable: Any) -> None:
+    """An interrupt that a library's callback has lost is no news: another one follows."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
 
 
 def _take(share: Share) -> None:

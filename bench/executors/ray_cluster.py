@@ -95,8 +95,8 @@ def ray_crew(spread: Spread, places: Places, how: Circumstances, limit: float | 
     ray = _connected(spread)
     here = places.results.absolute()
     token = here / FOLDER / f"{uuid.uuid4().hex}.here"
-    write_whole(token, b"")
     try:
+        write_whole(token, b"")
         yield RayCrew(ray, spread, replace(places, results=here), how, limit, token)
     finally:
         token.unlink(missing_ok=True)
@@ -162,6 +162,7 @@ class RayCrew:
             token,
         )
         self.refs: dict[Any, Cell] = {}
+        self.said: list[Told | Left] = []
         near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
@@ -199,6 +200,15 @@ class RayCrew:
             self._sent([planned.cell]),
         )
         self.refs[ref] = planned.cell
+        if self._capacity() == 0:
+            self.said.append(Told(planned.cell, Notice(self._no_room())))
+
+    def _no_room(self) -> str:
+        gpu = " and a GPU" if self.asked["num_gpus"] else ""
+        return (
+            f"no node of the cluster has {self.asked['num_cpus']} CPUs{gpu} at present; it waits for one to "
+            "join; with fewer --threads it may fit on those that are there"
+        )
 
     def _sent(self, cells: Sequence[Cell]) -> list[Any]:
         """The states of cells, for machines that do not see them; fetched by those alone."""
@@ -210,7 +220,7 @@ class RayCrew:
             self.ray.wait(list(self.refs), timeout=seconds)
         else:
             time.sleep(seconds)
-        heard: list[Told | Left] = list(self._told())
+        heard, self.said = [*self.said, *self._told()], []
         ready, _ = (
             self.ray.wait(list(self.refs), num_returns=len(self.refs), timeout=0) if self.refs else ([], [])
         )
@@ -283,14 +293,13 @@ def states_in(folder: Path) -> States:
 
 
 def write_states(cell: Path, states: States) -> None:
-    """Put states that were brought where they belong.
+    """Put states that were brought where they belong, in the place of others after as many experiences.
 
     Raises:
         StorageError: if they cannot be written.
     """
     for name, content in states.items():
-        checkpoint.make_folder(cell)
-        write_whole(cell / checkpoint.FOLDER / name, content)
+        checkpoint.put(cell / checkpoint.FOLDER / name, content)
 
 
 # ---- on the machine that does the work -------------------------------------------------------------
@@ -359,8 +368,8 @@ def hold_task(
     """Measure the inference of cells, as `bench.measure.hold` does."""
     from bench.measure import hold
 
-    with _places_here(places, token, cells, sent) as here:
-        return hold(cells, here, share, _teller(board, ""), lambda: False)
+    with _places_here(places, token, cells, sent) as here, listening() as stop:
+        return hold(cells, here, share, _teller(board, ""), lambda: stop.asked)
 
 
 @contextmanager

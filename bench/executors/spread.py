@@ -54,13 +54,18 @@ def spread_of(settings: Settings, device: Device) -> Spread:
     """
     import torch
 
-    cores = torch.get_num_threads()
+    threads = torch.get_num_threads()
     if settings.executor == "ray":
         return Spread("ray", device, settings.workers, settings.threads or 1, address=settings.ray_address)
     gpus = visible_gpus() if device == "cuda" and settings.executor == "processes" else ()
-    most = (len(gpus) or cores) if settings.executor == "processes" else 1
+    most = (len(gpus) or cores()) if settings.executor == "processes" else 1
     workers = settings.workers or most
-    return Spread(settings.executor, device, workers, settings.threads or max(1, cores // workers), gpus)
+    return Spread(settings.executor, device, workers, settings.threads or max(1, threads // workers), gpus)
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -196,6 +196,39 @@ def test_a_full_disk_ends_the_grid_and_the_work_under_way() -> None:
     assert all(map(free, (first, second, third)))
 
 
+def test_a_disk_that_is_full_for_a_record_loses_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cells leave at once, and the first of their records cannot be written."""
+    first, second = cells("ncm", "finetune")
+    write = record.write
+
+    def full_once(made: Record, folder: Path) -> Path:
+        if made.method == "ncm":
+            raise StorageError("cannot write 'x' (No space left on device)")
+        return write(made, folder)
+
+    monkeypatch.setattr(record, "write", full_once)
+    grid = grid_of(Players({"ncm": fails, "finetune": fails}, room=2), [first, second])
+    with pytest.raises(StorageError, match="No space left"):
+        list(grid.run([first, second]))
+    assert on_disk(second).reason == "ValueError: no"
+    assert free(first)
+    assert free(second)
+
+
+def test_a_record_that_another_command_left_damaged_stops_nobody() -> None:
+    first, second = cells("ncm", "finetune")
+    grid = grid_of(crew := Players({"finetune": fails}), [first, second])
+    path = PLACES[0].results / first.cell.id / RECORD_NAME
+    path.parent.mkdir()
+    path.write_text("{")
+    (made,) = grid.run([first, second])
+    assert made.method == "finetune"
+    assert crew.taken == [second.cell]
+    assert path.read_text() == "{"
+    assert isinstance(grid.shown, Shown)
+    assert grid.shown.notices[0].startswith(f"{first.cell.id} is left alone: the record")
+
+
 def test_a_grid_that_is_stopped_records_what_was_under_way() -> None:
     first, second, third = cells("ncm", "finetune", "joint")
     crew = Players({"ncm": fails}, room=2)
@@ -300,3 +333,35 @@ def test_only_one_command_times_inference_at_a_time() -> None:
     assert list(grid.measure([])) == []
     assert isinstance(grid.shown, Shown)
     assert grid.shown.notices == ["another command is timing inference; waiting for it"]
+
+
+def test_a_session_that_cannot_be_held_keeps_no_other_from_being_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = cells("ncm", "finetune")
+    monkeypatch.setattr(grids, "waiting", lambda *_: [(first.cell,), (second.cell,)])
+    crew, held = Players({}), []
+    monkeypatch.setattr(crew, "hold", lambda cells, *_: held.append(cells[0]) or crew_fails(cells))
+    grid = grid_of(crew, [])
+    with pytest.raises(RuntimeError, match="ncm cannot be measured; finetune cannot be measured"):
+        list(grid.measure([]))
+    assert held == [first.cell, second.cell]
+    assert free(first)
+
+
+def crew_fails(cells: Sequence[Cell]) -> Any:
+    raise ValueError(f"{cells[0].method.label} cannot be measured")
+
+
+def test_what_another_command_has_claimed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = cells("ncm", "finetune")
+    lock = claim(PLACES[0].results, first.cell.id)
+    assert lock is not None
+    held: list[Sequence[Cell]] = []
+    monkeypatch.setattr(grids, "waiting", lambda *_: [(first.cell, second.cell)])
+    monkeypatch.setattr(grids, "keep", lambda *_: None)
+    crew = Players({})
+    monkeypatch.setattr(crew, "hold", lambda cells, *_: held.append(cells) or {second.cell.id: ()})
+    assert list(grid_of(crew, []).measure([])) == [(second.cell,)]
+    assert held == [(second.cell,)]
+    lock.release()

@@ -173,6 +173,7 @@ def test_where_nothing_fits_one_cell_waits_for_a_node_to_join() -> None:
     crew = a_crew(64)
     crew.ray = FakeRay({"Alive": True, "Resources": {"CPU": 8.0}})
     assert crew.room()
+    assert "no node of the cluster has 64 CPUs at present; it waits for one to join" in crew._no_room()
     crew.refs = {"ref": ncm().cell}
     assert not crew.room()
 
@@ -184,6 +185,10 @@ def test_states_travel_whole(tmp_path: Path) -> None:
     save(State({}, {"said": 2}), tmp_path / "here" / "cell", 2)
     write_states(tmp_path / "there" / "cell", states_in(tmp_path / "here" / "cell"))
     assert [load(path).notes["said"] for path in kept(tmp_path / "there" / "cell").values()] == [1, 2]
+    save(State({}, {"said": 3}), tmp_path / "here" / "cell", 2)
+    write_states(tmp_path / "there" / "cell", states_in(tmp_path / "here" / "cell"))
+    assert [load(path).notes["said"] for path in kept(tmp_path / "there" / "cell").values()] == [1, 3]
+    assert len(list((tmp_path / "there" / "cell" / "states").iterdir())) == 2
 
 
 class Local:

@@ -362,7 +362,7 @@ def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path, data: bytes, com
         with pytest.raises(RecordError, match=complaint) as caught:
             reader()
         assert str(path) in str(caught.value)
-        assert "--rerun all" in str(caught.value)
+        assert "--rerun failed" in str(caught.value)
 
 
 def test_a_missing_record_is_a_record_error(tmp_path: Path) -> None:

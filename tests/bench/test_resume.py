@@ -175,6 +175,26 @@ def test_states_of_a_repetition_that_was_stopped_are_not_measured(
     assert states_in(tmp_path / "results") == []
 
 
+def test_the_model_of_other_code_is_not_measured(
+    grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench import measure
+    from bench.grid import Grid
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Grid, "measure", lambda *_: iter(()))
+        assert grid("ncm", "results")[0] == 0
+    before = measure.conditions_of_code
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, "conditions_of_code", lambda method: before(method) | {"code": "0" * 64})
+        status, out = grid("ncm", "results")
+    assert status == 0
+    assert out.count("is not measured: it was made by other code or other versions") == 2
+    assert record_in(tmp_path / "results").cost.latency is None  # type: ignore[union-attr]
+    assert grid("ncm", "results")[0] == 0
+    assert record_in(tmp_path / "results").cost.latency is not None  # type: ignore[union-attr]
+
+
 def test_what_was_measured_survives_the_way_to_disk_as_it_is() -> None:
     spent = Spent(1 / 3, Phases(0.1, 1e-17, 8), None, None, 1, Size(1, 4), Size(2, 8), 9)
     memory = PeakMemory(kind="rss", training=Peak(peak=3, baseline=1))

@@ -96,7 +96,11 @@ def test_set_reaches_its_owner_and_a_variant_wins_over_it():
         ({**GRID, "workers": 2}, [], "serial runs one cell at a time; legal: 1, or --executor processes"),
         ({**GRID, "workers": "0", "executor": "processes"}, [], "workers: .*greater than or equal to 1"),
         ({**GRID, "threads": 0}, [], "threads: .*greater than or equal to 1"),
-        ({**GRID, "cell_timeout": "soon"}, [], "cell_timeout: .*valid number.*got 'soon'"),
+        (
+            {**GRID, "cell_timeout": "soon"},
+            [],
+            "cell_timeout: legal: seconds, or a number with its unit, .*got 'soon'",
+        ),
         ({**GRID, "cell_timeout": "0h"}, [], "cell_timeout: .*greater than 0"),
         ({**GRID, "ray_address": "auto"}, [], "ray_address is given, and the executor is serial"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.executors import spread
 from bench.executors.alone import Share
 from bench.executors.processes import shares_of
 from bench.executors.spread import Spread, spread_of, visible_gpus
@@ -23,6 +24,7 @@ def settings(**values: Any) -> Any:
 def _a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """With eight cores and three GPUs."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(spread, "cores", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

@@ -277,7 +277,7 @@ WARNED: dict[str, tuple[dict[str, Any], str]] = {
     "as many as fit": ({"manifest": {"executor": "ray", "workers": None}}, "ray, as many as fit at a time"),
     "interrupted": (
         {"manifest": {"resumed": [1]}},
-        "their accuracies are those of an uninterrupted run: a, seed 0, after task 1.",
+        "on a CPU, all else is as in an uninterrupted run: a, seed 0, after task 1.",
     ),
 }
 

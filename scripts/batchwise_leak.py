@@ -64,7 +64,7 @@ def chunks(rows: Sequence[int], size: int) -> Batches:
 def learn(cell: Cell, places: Places) -> Strategy:
     """The strategy after the last experience."""
     split, arrays = split_of(cell, places), images_of(cell, places)
-    strategy, _ = assemble(cell, places, silent)
+    strategy = assemble(cell, places, silent).strategy
     for experience in experiences(arrays.train_x, arrays.train_y, split.task_sizes):
         strategy.train(experience)
     return strategy

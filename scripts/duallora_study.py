@@ -68,7 +68,8 @@ class Tested:
 
 def train(cell: Cell, places: Places) -> Trained:
     split, arrays = split_of(cell, places), images_of(cell, places)
-    strategy, method = assemble(cell, places, silent)
+    made = assemble(cell, places, silent)
+    strategy, method = made.strategy, made.method
     own: list[list[Tensor]] = []
     measure = method.own_relevance
 

@@ -130,7 +130,7 @@ def _latency(learnt: int, batch: int, source: random.Random) -> dict[str, Any]:
 
 def write_all(folder: Path, methods: int, benchmarks: int, seeds: int, tasks: int) -> int:
     """Write the records of a grid as a run would; return how many."""
-    results.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     cells = [(m, b, s) for m in range(methods) for b in range(benchmarks) for s in range(seeds)]
     for m, b, s in cells:
         write(made_up(m, b, s, tasks), folder / f"{m}-{b}-{s}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.storage import StorageError, write_whole
+from bench.storage import StorageError, delete, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ def put(path: Path, content: bytes) -> None:
     write_whole(path, content)
     for other in path.parent.glob(f"{path.name.partition('.')[0]}.*.safetensors"):
         if other != path:
-            other.unlink(missing_ok=True)
+            delete(other)
 
 
 def make_folder(cell: Path) -> None:
@@ -135,15 +135,28 @@ def kept(cell: Path) -> dict[int, Path]:
 
 
 def set_aside(path: Path) -> None:
-    """Take a damaged file out of use, without deleting it."""
-    path.replace(path.with_name(path.name + SET_ASIDE))
+    """Take a damaged file out of use, without deleting it.
+
+    Raises:
+        StorageError: if its folder cannot be written to.
+    """
+    try:
+        path.replace(path.with_name(path.name + SET_ASIDE))
+    except OSError as error:
+        raise StorageError(
+            f"cannot set the damaged state '{path}' aside ({error.strerror}); make its folder writable"
+        ) from None
 
 
 def keep_only(cell: Path, experiences: Container[int]) -> None:
-    """Delete the states of a cell but those after these numbers of experiences."""
+    """Delete the states of a cell but those after these numbers of experiences.
+
+    Raises:
+        StorageError: if others stay.
+    """
     for n, path in kept(cell).items():
         if n not in experiences:
-            path.unlink(missing_ok=True)
+            delete(path)
 
 
 def forget(cell: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,26 +146,23 @@ def _run_and_measure(console: Console, settings: Settings, work: Work, command: 
         with display(console, work.todo, work.seconds, workers) as shown:
             anew = settings.rerun == "all"
             grid = Grid(places, how, crew, shown, stop, work.before, limit, anew)
-            ended = _run(grid, work.todo)
+            _run(grid, work.todo)
         if stop.asked:
             _say(
                 console,
-                f"stopped: {ended} of {len(work.todo)} cells ended and are on disk in '{places.results}'; "
-                "the same command goes on with the rest, each from its last experience",
+                f"stopped: {grid.ended} of {len(work.todo)} cells ended and are on disk in "
+                f"'{places.results}'; "
+                "the same command runs the rest, and those that were under way from their last experience",
             )
             return False
         return _measure(console, grid, work.planned)
 
 
-def _run(grid: Grid, todo: Sequence[Planned]) -> int:
-    """How many cells ended before the grid did, or was stopped."""
-    ended = 0
-    try:
+def _run(grid: Grid, todo: Sequence[Planned]) -> None:
+    """Run the cells, until they have ended or the grid was stopped."""
+    with suppress(StoppedError):
         for _ in grid.run(todo):
-            ended += 1
-    except StoppedError:
-        return ended
-    return ended
+            pass
 
 
 def _measure(console: Console, grid: Grid, planned: Sequence[Planned]) -> bool:

@@ -23,7 +23,7 @@ from bench.record import RECORD_NAME, Record, RecordError
 from bench.runner import Ended, kept_until, record_of
 from bench.spec import Cell
 from bench.stopping import Stop
-from bench.storage import StorageError, sweep, write_whole
+from bench.storage import StorageError, delete, sweep, write_whole
 
 TRACEBACK_NAME = "traceback.txt"
 #: Seconds between two looks at what nobody tells: a signal, a lock that was released.
@@ -67,7 +67,8 @@ class Grid:
 
     `before`: the records there were when the command was planned; what has changed since is another command's
     work, which is not done again. `limit`: seconds a cell may take.
-    `anew`: cells start from the beginning, whatever states there are.
+    `anew`: cells start from the beginning, whatever states there are. `ended`: how many cells have run to an
+    end since, whoever ran them, and whatever came of it but an interruption.
     """
 
     places: Places
@@ -81,6 +82,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         self.claims: dict[Cell, BaseFileLock] = {}
+        self.ended = 0
 
     # ---- training --------------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class Grid:
             if done_by_others:
                 self.shown.tell(Notice(f"{planned.cell.id}: another command has run it"))
                 self._release(planned.cell)
-                self.shown.end(planned.cell, done_by_others)
+                self._end(planned.cell, done_by_others)
                 yield done_by_others
             elif planned.missing is not None:
                 self.shown.start(planned)
@@ -201,8 +203,12 @@ class Grid:
             self._put(self.places.results / cell.id, cell, ended)
         finally:
             self._release(cell)
-        self.shown.end(cell, ended.record)
+        self._end(cell, ended.record)
         return ended.record
+
+    def _end(self, cell: Cell, made: Record) -> None:
+        self.ended += made.status != "interrupted"
+        self.shown.end(cell, made)
 
     def _put(self, folder: Path, cell: Cell, ended: Ended) -> None:
         made = ended.record
@@ -285,7 +291,7 @@ class Grid:
         if not cells:
             return
         self.shown.measure(cells)
-        found = self.crew.hold(cells, self.shown.measuring, lambda: self.stop.asked)
+        found = self.crew.hold(cells, self.shown.measuring, self.stop)
         for cell in cells:
             keep(cell, self.places, *found[cell.id])
 
@@ -311,6 +317,6 @@ def _is_done(folder: Path) -> bool:
 
 def _write_traceback(folder: Path, text: str | None) -> None:
     if text is None:
-        (folder / TRACEBACK_NAME).unlink(missing_ok=True)
+        delete(folder / TRACEBACK_NAME)
     else:
         write_whole(folder / TRACEBACK_NAME, text.encode())

@@ -6,7 +6,7 @@ differ in the method only, and the plain timm ViT is timed in the same rounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from bench.resume import conditions_of_code, method_state
 from bench.rng import seed_everything
 from bench.runner import images_like, plain_vit
 from bench.spec import Cell
+from bench.stopping import Stop
 from bench.storage import StorageError, sweep
 from bench.strategy import autocast
 from methods.registry import METHODS
@@ -108,18 +109,15 @@ def _is_usable(cell: Cell, path: Path, tell: Observe) -> bool:
 
 
 def hold(
-    cells: Sequence[Cell], places: Places, share: Share, tell: Observe, halted: Callable[[], bool]
+    cells: Sequence[Cell], places: Places, share: Share, tell: Observe, stop: Stop
 ) -> dict[str, tuple[Found, Peak | None]]:
     """Hold a session: the inference of each cell by its id, each measurement in a process of its own.
 
-    Args:
-        halted: asked now and then whether to stop.
-
     Raises:
-        KeyboardInterrupt: if it was halted.
+        KeyboardInterrupt: if it was stopped.
         DiedError, torch.OutOfMemoryError: if the session cannot be held.
     """
-    measured = partial(alone, share=share, observe=tell, halted=halted)
+    measured = partial(alone, share=share, observe=tell, stop=stop)
     memory = {cell.id: measured(inference_memory, cell, places) for cell in cells}
     found = measured(latencies, cells, places)
     return {cell.id: (found[cell.id], memory[cell.id]) for cell in cells}

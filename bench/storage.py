@@ -36,8 +36,27 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from None
 
 
+def delete(path: Path) -> None:
+    """Delete a file, if it is there.
+
+    Raises:
+        StorageError: if it is there and stays.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot delete '{path}' ({error.strerror}); make the folder writable, "
+            "and the same command goes on"
+        ) from None
+
+
 def sweep(folder: Path) -> None:
-    """Delete what writers that were killed have left behind. For whoever has the folder to itself."""
+    """Delete what writers that were killed have left behind. For whoever has the folder to itself.
+
+    Raises:
+        StorageError: if something of it stays.
+    """
     for draft in folder.glob(".*.*"):
         if draft.is_file() and draft.suffix[1:].isdigit():
-            draft.unlink(missing_ok=True)
+            delete(draft)

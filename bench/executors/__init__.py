@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bench.plan import Planned
-from bench.progress import News
+from bench.progress import News, Observe
 from bench.spec import Cell
+from bench.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Crew(Protocol):
     def kill(self) -> None:
         """End all work at once."""
 
-    def hold(self, cells: Sequence[Cell], tell: Callable[[News], None], halted: Callable[[], bool]) -> Any:
+    def hold(self, cells: Sequence[Cell], tell: Observe, stop: Stop) -> Any:
         """Measure the inference of cells, as `bench.measure.hold` does, while the crew does nothing else.
 
         Raises:
-            KeyboardInterrupt: if it was halted.
+            KeyboardInterrupt: if it was stopped.
             RuntimeError: if they cannot be measured.
         """

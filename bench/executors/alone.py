@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.progress import Observe
 from bench.spec import Device
-from bench.stopping import SIGNALS, hear_again, unheard
+from bench.stopping import SIGNALS, Stop, hear_again, unheard
 
 #: Imported once by the server; what is not here is imported by each process that needs it.
 PRELOADED = [
@@ -178,27 +178,29 @@ def alone(
     *arguments: Any,
     share: Share,
     observe: Observe,
-    halted: Callable[[], bool] = lambda: False,
+    stop: Stop,
 ) -> Any:
     """`work(*arguments, observe)` in a process of its own, and its result.
 
     Args:
         observe: told of all news of the work.
-        halted: asked now and then whether to stop.
+        stop: looked at now and then.
 
     Raises:
         DiedError: if the process ended without an answer, as one that is killed does.
-        KeyboardInterrupt: if it was halted, once the work has ended as it does on Ctrl-C.
+        KeyboardInterrupt: if it was asked to stop, once the work has ended.
         Exception: whatever the work raises.
     """
     running = start(work, *arguments, share=share)
     answer = None
     while answer is None:
         wait([running.connection], POLL)
-        if halted():
+        if stop.asked:
             running.stop()
+        if stop.at_once:
+            running.kill()
         answer = running.listen(observe)
-    if halted():
+    if stop.asked:
         raise KeyboardInterrupt
     return answer.get()
 

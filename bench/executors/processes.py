@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -12,9 +12,10 @@ from bench.executors.alone import DiedError, Running, Share
 from bench.manifest import Circumstances
 from bench.measure import hold
 from bench.plan import Places, Planned
-from bench.progress import News
+from bench.progress import News, Observe
 from bench.runner import run_cell
 from bench.spec import Cell, Device
+from bench.stopping import Stop
 
 
 def shares_of(device: Device, workers: int, threads: int, gpus: Sequence[str]) -> list[Share]:
@@ -71,5 +72,5 @@ class Processes:
         for running, _ in self.running.values():
             running.kill()
 
-    def hold(self, cells: Sequence[Cell], tell: Callable[[News], None], halted: Callable[[], bool]) -> Any:
-        return hold(cells, self.places, self.one, tell, halted)
+    def hold(self, cells: Sequence[Cell], tell: Observe, stop: Stop) -> Any:
+        return hold(cells, self.places, self.one, tell, stop)

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
@@ -31,7 +31,7 @@ from bench.manifest import Circumstances, code_sha256
 from bench.plan import Places, Planned
 from bench.progress import News, Notice, Observe, Tick
 from bench.spec import Cell
-from bench.stopping import listening
+from bench.stopping import Stop, listening
 from bench.storage import StorageError, write_whole
 from methods.errors import UsageError
 from methods.registry import METHODS
@@ -259,15 +259,15 @@ class RayCrew:
         for ref in self.refs:
             self.ray.cancel(ref, force=True)
 
-    def hold(self, cells: Sequence[Cell], tell: Observe, halted: Callable[[], bool]) -> Any:
+    def hold(self, cells: Sequence[Cell], tell: Observe, stop: Stop) -> Any:
         task = self.ray.remote(hold_task).options(**self.asked)
         ref = task.remote(cells, self.places, self.share, self.token, self.board, self._sent(cells))
         while not self.ray.wait([ref], timeout=POLL)[0]:
             for _, news in self._news():
                 tell(news)
-            if halted():
-                self.ray.cancel(ref)
-        if halted():
+            if stop.asked:
+                self.ray.cancel(ref, force=stop.at_once)
+        if stop.asked:
             raise KeyboardInterrupt
         try:
             return self.ray.get(ref)
@@ -369,7 +369,7 @@ def hold_task(
     from bench.measure import hold
 
     with _places_here(places, token, cells, sent) as here, listening() as stop:
-        return hold(cells, here, share, _teller(board, ""), lambda: stop.asked)
+        return hold(cells, here, share, _teller(board, ""), stop)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.numpy(), y.numpy()
 
 
-def here(work: Callable[..., Any], *arguments: Any, share: Share, observe: Any, halted: Any) -> Any:
+def here(work: Callable[..., Any], *arguments: Any, share: Share, observe: Any, stop: Any) -> Any:
     """In place of `bench.executors.alone.alone`: in this process, where a test can watch the work."""
     return work(*arguments, observe)
 

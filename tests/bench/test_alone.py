@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from bench.executors.alone import DiedError, Share, alone
+from bench.executors.alone import DiedError, Running, Share, alone
 from bench.progress import Observe, Tick, silent
+from bench.stopping import Stop
 from methods.errors import UsageError
 
 LEFT_BEHIND: list[int] = []
@@ -37,9 +39,19 @@ def leave(observe: Observe) -> None:
     os._exit(3)
 
 
+def swallow(observe: Observe) -> None:
+    """Does not obey."""
+    observe(Tick("began", 1, 1))
+    while True:
+        with suppress(KeyboardInterrupt):
+            time.sleep(60)
+
+
 def test_each_work_has_a_process_that_did_nothing_before() -> None:
     ticks: list[Tick] = []
-    found = [alone(whoami, word, share=Share("cpu"), observe=ticks.append) for word in ("a", "b")]
+    found = [
+        alone(whoami, word, share=Share("cpu"), observe=ticks.append, stop=Stop()) for word in ("a", "b")
+    ]
     assert [word for word, _, _ in found] == ["a", "b"]
     assert len({pid for _, pid, _ in found} | {os.getpid()}) == 3
     assert [left for _, _, left in found] == [1, 1]
@@ -48,17 +60,17 @@ def test_each_work_has_a_process_that_did_nothing_before() -> None:
 
 def test_what_it_raises_is_raised_here() -> None:
     with pytest.raises(UsageError, match="legal: nothing"):
-        alone(refuse, share=Share("cpu"), observe=silent)
+        alone(refuse, share=Share("cpu"), observe=silent, stop=Stop())
 
 
 def test_a_process_that_is_killed_is_told_by_its_signal() -> None:
     with pytest.raises(DiedError, match="ended by SIGKILL"):
-        alone(vanish, signal.SIGKILL, share=Share("cpu"), observe=silent)
+        alone(vanish, signal.SIGKILL, share=Share("cpu"), observe=silent, stop=Stop())
 
 
 def test_a_process_that_ends_without_an_answer_is_told_by_its_status() -> None:
     with pytest.raises(DiedError, match="exit status 3"):
-        alone(leave, share=Share("cpu"), observe=silent)
+        alone(leave, share=Share("cpu"), observe=silent, stop=Stop())
 
 
 STOPPED = """
@@ -72,7 +84,7 @@ alone.PRELOADED = []  # nothing heavy is needed
 with listening() as stop:
     try:
         share = alone.Share("cpu")
-        alone.alone(work_until_stopped, sys.argv[1], share=share, observe=silent, halted=lambda: stop.asked)
+        alone.alone(work_until_stopped, sys.argv[1], share=share, observe=silent, stop=stop)
     except KeyboardInterrupt:
         print("stopped")
 """
@@ -103,3 +115,21 @@ def test_ctrl_c_waits_until_the_work_has_ended_well(tmp_path: Path, whole_termin
     out, _ = process.communicate()
     assert out == "stopped\n"
     assert note.read_text() == "ended well"
+
+
+def test_work_that_does_not_obey_is_killed_where_it_is_to_stop_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop, in_its_grace = Stop(), []
+
+    def twice(news: object) -> None:
+        stop.asked = stop.at_once = True
+
+    def kill(running: Running) -> None:
+        in_its_grace.append(running.killing is not None and time.monotonic() < running.killing)
+        running.process.kill()
+
+    monkeypatch.setattr(Running, "kill", kill)
+    with pytest.raises(KeyboardInterrupt):
+        alone(swallow, share=Share("cpu"), observe=twice, stop=stop)
+    assert in_its_grace[0]

@@ -76,6 +76,32 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert checkpoint.load(path).notes == NOTES
 
 
+UNWRITABLE = {
+    "an earlier state": lambda cell: save(cell, 3, newer=True),
+    "states of no use": lambda cell: checkpoint.keep_only(cell, ()),
+    "a damaged state": lambda cell: checkpoint.set_aside(checkpoint.kept(cell)[3]),
+    "a draft": lambda cell: sweep(cell),
+}
+
+
+@pytest.mark.parametrize("change", UNWRITABLE.values(), ids=UNWRITABLE)
+def test_a_folder_that_has_become_read_only_is_told_in_a_sentence(
+    change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, 3)
+    (tmp_path / ".record.json.123").touch()
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Path, "unlink", refuse)
+        read_only.setattr(Path, "replace", refuse)
+        with pytest.raises(StorageError, match="Read-only file system"):
+            change(tmp_path)
+    assert checkpoint.load(path).notes == NOTES
+
+
 def test_a_results_folder_that_disappeared_is_not_made_again(tmp_path: Path) -> None:
     gone = tmp_path / "results"
     with pytest.raises(StorageError, match="was the results folder taken away"):

@@ -66,7 +66,7 @@ class Players:
         self.asked.append("kill")
         self.stop()
 
-    def hold(self, cells: Sequence[Cell], tell: Any, halted: Any) -> Any:
+    def hold(self, cells: Sequence[Cell], tell: Any, stop: Any) -> Any:
         raise AssertionError("not part of these tests")
 
 
@@ -238,9 +238,22 @@ def test_a_grid_that_is_stopped_records_what_was_under_way() -> None:
     grid.stop.press()
     with pytest.raises(StoppedError):
         next(run)
+    assert grid.ended == 1
     assert on_disk(second).status == "interrupted"
     assert not (PLACES[0].results / third.cell.id).exists()
     assert all(map(free, (first, second, third)))
+
+
+def test_a_cell_that_ends_while_the_grid_stops_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    (item,) = cells("ncm")
+    crew = Players({})
+    grid = grid_of(crew, [item])
+    monkeypatch.setattr(crew, "stop", lambda: crew.fates.update(ncm=fails))
+    monkeypatch.setattr(crew, "take", lambda planned: (Players.take(crew, planned), grid.stop.press()))
+    with pytest.raises(StoppedError):
+        list(grid.run([item]))
+    assert grid.ended == 1
+    assert on_disk(item).status == "failed"
 
 
 def test_a_grid_that_is_stopped_at_once_records_nothing_more() -> None:

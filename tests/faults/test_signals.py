@@ -13,7 +13,7 @@ from tests.faults.misbehaving import install
 
 pytestmark = pytest.mark.slow
 
-GOES_ON = "the same command goes on with the rest, each from its last experience"
+GOES_ON = "the same command runs the rest, and those that were under way from their last experience"
 
 
 @pytest.mark.parametrize("whom", ["the command", "all of its processes"])

@@ -39,8 +39,8 @@ PRELOADED = [
 
 #: Seconds that work which was asked to stop has to end well; then it is killed.
 GRACE = 20.0
-#: Seconds until it is asked again: an interrupt that falls into a callback of a library is lost.
-ASK_AGAIN = 2.0
+#: Seconds until an interrupt that was lost comes again.
+LOST = 0.05
 #: Seconds between two looks at a process that says nothing.
 POLL = 0.5
 
@@ -96,7 +96,6 @@ class Running:
         self.process, self.connection = process, connection
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.killing: float | None = None
-        self.asked = 0.0
         self.overdue = False
         self.highest = 0
         self.killed_before = kernel_kills()
@@ -119,7 +118,7 @@ class Running:
         """Ask the work to end as it does on Ctrl-C; it is killed if it does not."""
         if self.killing is None:
             self.killing = time.monotonic() + GRACE
-            self._ask()
+            self.process.terminate()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -130,15 +129,9 @@ class Running:
         if self.killing is None and self.deadline is not None and now > self.deadline:
             self.overdue = True
             self.stop()
-        if self.killing is not None and now > self.asked + ASK_AGAIN:
-            self._ask()
         if self.killing is not None and now > self.killing:
             self.kill()
         self.highest = max(self.highest, _highest_resident(self.process.pid))
-
-    def _ask(self) -> None:
-        self.process.terminate()
-        self.asked = time.monotonic()
 
     def _ended(self, answer: Answer) -> Answer:
         self.process.join()
@@ -237,7 +230,7 @@ def _child(sender: Connection, share: Share, work: Callable[..., Any], arguments
     for asked in SIGNALS:
         signal.signal(asked, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.unraisablehook = _unless_asked_again
+    sys.unraisablehook = _interrupt_again
     hear_again()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(OSError):
@@ -255,9 +248,11 @@ def _child(sender: Connection, share: Share, work: Callable[..., Any], arguments
         sender.send(answer)
 
 
-def _unless_asked_again(unraisable: Any) -> None:
-    """An interrupt that a library's callback has lost is no news: another one follows."""
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+def _interrupt_again(unraisable: Any) -> None:
+    """An interrupt that fell where Python ignores exceptions, such as in a callback of `gc`, comes again."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(LOST, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
         sys.__unraisablehook__(unraisable)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -45,6 +46,23 @@ def swallow(observe: Observe) -> None:
     while True:
         with suppress(KeyboardInterrupt):
             time.sleep(60)
+
+
+def collect(path: str, observe: Observe) -> None:
+    """Is interrupted in a callback of `gc`, where Python ignores all exceptions."""
+
+    def linger(phase: str, info: object) -> None:
+        gc.callbacks.remove(linger)
+        observe(Tick("began", 1, 1))
+        time.sleep(60)
+
+    gc.callbacks.append(linger)
+    gc.collect()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        Path(path).write_text("ended well")
+        raise
 
 
 def test_each_work_has_a_process_that_did_nothing_before() -> None:
@@ -133,3 +151,14 @@ def test_work_that_does_not_obey_is_killed_where_it_is_to_stop_at_once(
     with pytest.raises(KeyboardInterrupt):
         alone(swallow, share=Share("cpu"), observe=twice, stop=stop)
     assert in_its_grace[0]
+
+
+def test_an_interrupt_that_a_library_has_lost_comes_again(tmp_path: Path) -> None:
+    stop, note = Stop(), tmp_path / "note"
+
+    def once(news: object) -> None:
+        stop.asked = True
+
+    with pytest.raises(KeyboardInterrupt):
+        alone(collect, str(note), share=Share("cpu"), observe=once, stop=stop)
+    assert note.read_text() == "ended well"  # and was not killed when its grace was over

@@ -266,7 +266,8 @@ def test_ctrl_c_leaves_valid_records_and_says_how_to_go_on(cli, tmp_path, monkey
         patched.setattr(LinearProbe, "begin", interrupted)
         status, out, _ = cli("run", "--methods", "ncm,linear-probe", *TINY)
     assert status == 1
-    assert "the same command goes on with the rest" in out
+    assert "stopped: 1 of 2 cells ended" in out
+    assert "the same command runs the rest, and those that were under way from their last experience" in out
     statuses = {read(p).method: read(p).status for p in (tmp_path / "results").glob(f"*/{RECORD_NAME}")}
     assert statuses == {"ncm": "done", "linear-probe": "interrupted"}
     assert cli(*GRID)[0] == 0

@@ -262,17 +262,23 @@ class RayCrew:
     def hold(self, cells: Sequence[Cell], tell: Observe, stop: Stop) -> Any:
         task = self.ray.remote(hold_task).options(**self.asked)
         ref = task.remote(cells, self.places, self.share, self.token, self.board, self._sent(cells))
-        while not self.ray.wait([ref], timeout=POLL)[0]:
+        while not (stop.asked or self.ray.wait([ref], timeout=POLL)[0]):
             for _, news in self._news():
                 tell(news)
-            if stop.asked:
-                self.ray.cancel(ref, force=stop.at_once)
         if stop.asked:
+            self._end(ref, stop)
             raise KeyboardInterrupt
         try:
             return self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
             raise _in_our_words(self.ray, error) from None
+
+    def _end(self, ref: Any, stop: Stop) -> None:
+        """Cancel a task, once: it would take a second time for a wish to end at once."""
+        self.ray.cancel(ref)
+        while not self.ray.wait([ref], timeout=POLL)[0]:
+            if stop.at_once:
+                self.ray.cancel(ref, force=True)
 
 
 def _in_our_words(ray: Any, error: Any) -> Exception:

@@ -22,6 +22,7 @@ from bench.manifest import Circumstances
 from bench.plan import Places, plan
 from bench.record import RECORD_NAME, Record, read
 from bench.spec import settings_from
+from bench.stopping import Stop
 from methods.errors import UsageError
 from tests.bench.test_resume import numbers
 
@@ -176,6 +177,30 @@ def test_where_nothing_fits_one_cell_waits_for_a_node_to_join() -> None:
     assert "no node of the cluster has 64 CPUs at present; it waits for one to join" in crew._no_room()
     crew.refs = {"ref": ncm().cell}
     assert not crew.room()
+
+
+@pytest.mark.parametrize(("at_once", "forces"), [(False, [False]), (True, [False, True])])
+def test_a_measurement_is_cancelled_once_and_by_force_only_if_at_once(
+    at_once: bool, forces: list[bool]
+) -> None:
+    """A task that is cancelled twice would take it for a second Ctrl-C, and not end well."""
+    forced: list[bool] = []
+
+    class Slow(FakeRay):
+        looks = 0
+
+        def cancel(self, ref: str, force: bool = False) -> None:
+            forced.append(force)
+
+        def wait(self, refs: list[str], timeout: float) -> tuple[list[str], list[str]]:
+            self.looks += 1
+            ends = forced[-1] if at_once else self.looks > 4
+            return (refs, []) if ends else ([], refs)
+
+    crew = a_crew()
+    crew.ray = Slow()
+    crew._end("ref", Stop(asked=True, at_once=at_once))
+    assert forced == forces
 
 
 def test_states_travel_whole(tmp_path: Path) -> None:

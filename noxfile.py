@@ -4,6 +4,7 @@ nox -s bench -- [options of `python -m bench run`]    run a grid, then write its
 nox -s tests -- [options of pytest]                   the test suite
 nox -s faults -- [options of pytest]                  the drill: all faults on real processes, and their table
 nox -s lint typecheck                                 ruff, mypy
+nox -s docs                                           the documentation site, in site/; warnings are errors
 nox -s perf -- cost [--methods finetune,ncm] ...      what each method costs, beside the plain timm ViT
 nox -s perf -- overhead [--rounds 10] ...             how much slower the harness is than a bare loop
 nox -s perf -- report [--methods 10] ...              how long the report of 1,000 records takes
@@ -107,6 +108,12 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Check types, strictly."""
     session.run(PYTHON, "-m", "mypy", external=True)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def docs(session: nox.Session) -> None:
+    """Build the documentation site."""
+    session.run(PYTHON, "-m", "mkdocs", "build", "--strict", *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none", requires=["env"])

@@ -1,0 +1,1 @@
+"""Programs behind the documentation: its numbers and its site."""

@@ -1,7 +1,9 @@
 """What a cell cost, as its record keeps it. Times are in seconds, memory and sizes in bytes.
 
-Samples are kept, and what is derived from them is checked on reading. How each quantity is measured is in
-`bench.probes` and in docs/measurements.md; null means "not measured".
+Samples and counts are stored; medians, percentiles, ratios and rates are computed from them when they are
+asked for. How each quantity is measured is in `bench.probes` and in docs/measurements.md; null means "not
+measured". To store another quantity of each experience, add a field to `ExperienceCost` and fill it in
+`bench.cell.runner`.
 """
 
 from __future__ import annotations
@@ -9,19 +11,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from math import isclose
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-#: Derived numbers are recomputed on reading; they may differ by rounding only.
-TOLERANCE = 1e-9
-
-
-class Frozen(BaseModel):
-    """Base of all parts of a record: immutable, no field that is not declared, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from bench.model import FrozenModel
 
 
 def in_utc(text: str) -> str:
@@ -40,28 +35,34 @@ Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(ge=0)]
 
 
-class Timing(Frozen):
-    """Seconds of one call, measured `n` times; percentiles interpolate between the samples."""
+class Timing(FrozenModel):
+    """Seconds of one call, measured several times, in the order of measuring."""
 
     samples: list[Seconds] = Field(min_length=1)
-    median: Seconds
-    p95: Seconds
-    p99: Seconds
-    n: int
 
-    @model_validator(mode="after")
-    def _follows_from_samples(self) -> Timing:
-        expected = summary(self.samples)
-        for name, value in expected.items():
-            if not same(getattr(self, name), value):
-                raise ValueError(f"{name} is {getattr(self, name)}, but the samples give {value}")
-        return self
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.samples)
 
+    @property
+    def median(self) -> float:
+        """50th percentile, seconds."""
+        return self._percentiles[49]
 
-def summary(samples: Sequence[float]) -> dict[str, float]:
-    """Median, 95th and 99th percentile and n of the samples."""
-    cuts = percentiles(samples)
-    return {"median": cuts[49], "p95": cuts[94], "p99": cuts[98], "n": len(samples)}
+    @property
+    def p95(self) -> float:
+        """95th percentile, seconds."""
+        return self._percentiles[94]
+
+    @property
+    def p99(self) -> float:
+        """99th percentile, seconds."""
+        return self._percentiles[98]
+
+    @cached_property
+    def _percentiles(self) -> list[float]:
+        return percentiles(self.samples)
 
 
 def percentiles(samples: Sequence[float]) -> list[float]:
@@ -70,18 +71,17 @@ def percentiles(samples: Sequence[float]) -> list[float]:
     return statistics.quantiles(samples, n=100, method="inclusive") if many else [*samples] * 99
 
 
-def timing(samples: Sequence[float]) -> Timing:
-    """The samples with their summary."""
-    return Timing.model_validate({"samples": list(samples), **summary(samples)})
+class Latency(FrozenModel):
+    """Inference at one batch size, from normalised images to logits.
 
-
-class Latency(Frozen):
-    """Inference on one batch size, from normalised images to logits, after so many experiences.
-
-    `plain` is the timm ViT without a method, measured in the same rounds. Samples are in the order of the
-    rounds, the same number in each; `ratio` is the median over rounds of the quotient of the two medians
-    within the round. `warmup` calls came before the first round; `stable` says whether their times had
-    settled by then.
+    Attributes:
+        experiences: number of experiences the model had learnt.
+        batch: images per call.
+        rounds: rounds of timing; every round has the same number of samples.
+        warmup: untimed calls before the first round.
+        stable: whether the times had settled by the end of the warm-up.
+        model: the samples of the model.
+        plain: the samples of the timm ViT without a method, from the same rounds.
     """
 
     experiences: int = Field(ge=1)
@@ -91,43 +91,38 @@ class Latency(Frozen):
     stable: bool
     model: Timing
     plain: Timing
-    ratio: float = Field(gt=0)
 
     @model_validator(mode="after")
-    def _whole_rounds(self) -> Latency:
+    def _rounds_are_complete(self) -> Latency:
         if self.model.n != self.plain.n or self.model.n % self.rounds:
             raise ValueError(
                 f"{self.model.n} samples of the model and {self.plain.n} of the plain ViT are not the same "
                 f"number in each of {self.rounds} rounds"
             )
-        expected = paired_ratio(self.model.samples, self.plain.samples, self.rounds)
-        if not same(self.ratio, expected):
-            raise ValueError(f"ratio is {self.ratio}, but the samples give {expected}")
         return self
+
+    @cached_property
+    def ratio(self) -> float:
+        """Latency relative to the plain ViT: the median over rounds of `median(model) / median(plain)`."""
+        return paired_ratio(self.model.samples, self.plain.samples, self.rounds)
 
 
 def paired_ratio(model: Sequence[float], plain: Sequence[float], rounds: int) -> float:
     """Median over rounds of median(model) / median(plain), each within one round."""
     calls = len(model) // rounds
-    cuts = range(0, len(model), calls)
+    starts = range(0, len(model), calls)
     medians = (
-        (statistics.median(model[i : i + calls]), statistics.median(plain[i : i + calls])) for i in cuts
+        (statistics.median(model[i : i + calls]), statistics.median(plain[i : i + calls])) for i in starts
     )
     return statistics.median(a / b for a, b in medians)
 
 
-def same(a: float | None, b: float | None) -> bool:
-    """Equal but for rounding."""
-    if a is None or b is None:
-        return a is b
-    return isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+class TimingConditions(FrozenModel):
+    """The conditions under which inference was timed.
 
-
-class Conditions(Frozen):
-    """What the times of inference were measured under.
-
-    `beside` names the rows whose models were timed in the same rounds, this one included; `merged` says
-    whether adapters had been merged into the weights.
+    Attributes:
+        merged: whether adapters were merged into the weights.
+        beside: the rows whose models were timed in the same rounds, this one included.
     """
 
     device: str
@@ -139,10 +134,13 @@ class Conditions(Frozen):
     started: UtcTime
 
 
-class Peak(Frozen):
-    """The highest point of a phase, and what was in use before the model was built.
+class Peak(FrozenModel):
+    """The peak memory of a phase.
 
-    `reserved` is what CUDA's caching allocator held at its highest point; null on a CPU.
+    Attributes:
+        peak: highest memory in use, bytes.
+        baseline: memory in use before the model was built, bytes.
+        reserved: peak of what CUDA's caching allocator held, bytes; null on a CPU.
     """
 
     peak: Bytes
@@ -151,14 +149,14 @@ class Peak(Frozen):
 
     @property
     def above(self) -> int:
-        """What the phase added to the baseline."""
+        """What the phase added to the baseline, bytes."""
         return max(0, self.peak - self.baseline)
 
 
-class PeakMemory(Frozen):
+class PeakMemory(FrozenModel):
     """Memory allocated on the device ("cuda") or resident in the process ("rss").
 
-    Each phase ran in a process of its own; inference at `inference_batch` images a call.
+    Each phase ran in a separate process; inference at `inference_batch` images per call.
     """
 
     kind: Literal["cuda", "rss"]
@@ -167,63 +165,68 @@ class PeakMemory(Frozen):
     inference_batch: int | None = Field(None, ge=1)
 
 
-class Parameters(Frozen):
-    """Sizes after each experience: of what was trained in it, of what the method keeps beside the backbone
-    (`stored`), and of all that inference needs (`deployed`); in elements, and in bytes.
+class ExperienceCost(FrozenModel):
+    """What one experience cost, and the sizes of the method after it.
+
+    Attributes:
+        train_seconds: the whole training of the experience.
+        prepare_seconds: the part of it before the first epoch.
+        consolidate_seconds: the part of it after the last epoch.
+        train_images: images in all training steps.
+        eval_seconds: the evaluation afterwards; null where nothing was evaluated.
+        energy_joules: energy that the whole GPU used in training.
+        flops: floating-point operations of the prediction of one image.
+        trainable: parameters trained in this experience.
+        stored, stored_bytes: elements and bytes that the method keeps beside the backbone.
+        deployed, deployed_bytes: elements and bytes that inference needs, backbone included.
     """
 
-    trainable: list[int] | None = None
-    stored: list[int] | None = None
-    deployed: list[int] | None = None
-    stored_bytes: list[Bytes] | None = None
-    deployed_bytes: list[Bytes] | None = None
+    train_seconds: float | None = Field(None, ge=0)
+    prepare_seconds: float | None = Field(None, ge=0)
+    consolidate_seconds: float | None = Field(None, ge=0)
+    train_images: int | None = Field(None, ge=0)
+    eval_seconds: float | None = Field(None, ge=0)
+    energy_joules: float | None = None
+    flops: int | None = Field(None, ge=0)
+    trainable: int | None = Field(None, ge=0)
+    stored: int | None = Field(None, ge=0)
+    stored_bytes: Bytes | None = None
+    deployed: int | None = Field(None, ge=0)
+    deployed_bytes: Bytes | None = None
 
 
-class Cost(Frozen):
-    """What a cell cost. Lists have an entry per experience.
+class Cost(FrozenModel):
+    """What a cell cost.
 
-    `train_seconds` are those of the whole experience; `prepare_seconds` and `consolidate_seconds` are the
-    part of them before the first and after the last epoch. `train_images` counts the images of all training
-    steps. `energy_joules` is what the whole GPU drew meanwhile. `throughput` is in images a second, at the
-    largest batch, after the last experience. `flops` are those of the prediction of one image, and
-    `plain_flops` those of the timm ViT without a method.
+    Attributes:
+        experiences: one entry per experience, in their order.
+        plain_flops: floating-point operations of the timm ViT without a method, for one image.
+        peak_memory: of training and of inference.
+        latency: inference, by number of experiences learnt and batch size; null until it is timed.
+        conditions: under which `latency` was measured.
     """
 
-    train_seconds: list[float | None] | None = None
-    prepare_seconds: list[float | None] | None = None
-    consolidate_seconds: list[float | None] | None = None
-    train_images: list[int] | None = None
-    eval_seconds: list[float | None] | None = None
-    energy_joules: list[float | None] | None = None
-    latency: list[Latency] | None = None
-    conditions: Conditions | None = None
-    throughput: float | None = Field(None, gt=0)
-    peak_memory: PeakMemory | None = None
-    flops: list[int] | None = None
+    experiences: list[ExperienceCost] = Field([])
     plain_flops: int | None = Field(None, gt=0)
-    parameters: Parameters | None = None
-
-    def per_experience(self) -> dict[str, Sequence[float | None]]:
-        """The lists that were measured, by name."""
-        own = ("train_seconds", "prepare_seconds", "consolidate_seconds", "train_images", "eval_seconds")
-        lists = {name: getattr(self, name) for name in (*own, "energy_joules", "flops")}
-        if self.parameters is not None:
-            lists |= dict(self.parameters)
-        return {name: values for name, values in lists.items() if values is not None}
+    peak_memory: PeakMemory | None = None
+    latency: list[Latency] | None = None
+    conditions: TimingConditions | None = None
 
     @model_validator(mode="after")
     def _latency_has_its_conditions(self) -> Cost:
-        given = [value is not None for value in (self.latency, self.conditions, self.throughput)]
-        if len(set(given)) > 1:
-            raise ValueError("latency, its conditions and throughput are measured together, or none of them")
-        if self.latency is not None and not same(self.throughput, throughput_of(self.latency)):
-            raise ValueError(
-                f"throughput is {self.throughput}, but latency gives {throughput_of(self.latency)}"
-            )
+        if (self.latency is None) != (self.conditions is None):
+            raise ValueError("latency and its conditions are measured together, or neither of them")
         return self
 
+    def by_experience(self, field: str) -> list[Any]:
+        """The values of a field of `ExperienceCost`, one per experience; empty if none was measured."""
+        values = [getattr(experience, field) for experience in self.experiences]
+        return values if any(value is not None for value in values) else []
 
-def throughput_of(latency: Sequence[Latency]) -> float:
-    """Images a second at the largest batch, after the last experience: batch / median."""
-    last = max(latency, key=lambda found: (found.batch, found.experiences))
-    return last.batch / last.model.median
+    @property
+    def throughput(self) -> float | None:
+        """Images per second at the largest batch, after the last experience: batch / median latency."""
+        if not self.latency:
+            return None
+        last = max(self.latency, key=lambda latency: (latency.batch, latency.experiences))
+        return last.batch / last.model.median

@@ -6,10 +6,17 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from bench.backbone import DEFAULT_BACKBONE, MICRO_NAME, MICRO_WEIGHTS, local_weights, micro_card, sha256_of
 from bench.benchmarks.base import data_roots
+from bench.cell.backbone import (
+    DEFAULT_BACKBONE,
+    MICRO_NAME,
+    MICRO_WEIGHTS,
+    local_weights,
+    micro_card,
+    sha256_of,
+)
+from bench.cell.manifest import PACKAGES, device_name, git_state
 from bench.listing import listing
-from bench.manifest import PACKAGES, device_name, git_state
 
 
 def examine() -> Iterator[str]:

@@ -35,18 +35,18 @@ def _data(entry: Entry, roots: Sequence[Path]) -> str:
     return str(found) if found else str(cls.absent)
 
 
-def as_json(listed: Sequence[Listed]) -> str:
+def as_json(components: Sequence[Listed]) -> str:
     """For programs: a list of objects."""
-    return json.dumps([asdict(item) for item in listed], indent=2)
+    return json.dumps([asdict(item) for item in components], indent=2)
 
 
-def as_text(listed: Sequence[Listed]) -> str:
+def as_text(components: Sequence[Listed]) -> str:
     """For people: a line each."""
-    width = max(len(item.name) for item in listed)
+    width = max(len(item.name) for item in components)
     lines = []
     for kind in ("method", "benchmark"):
         lines += [f"{kind}s"]
-        lines += [_line(item, width) for item in listed if item.kind == kind]
+        lines += [_line(item, width) for item in components if item.kind == kind]
     return "\n".join(lines)
 
 

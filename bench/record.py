@@ -1,17 +1,18 @@
 """The record of a cell: its schema, its atomic write, its validated read.
 
 Times are in seconds, memory in bytes, accuracies are fractions; null means "not measured" or "not
-defined". A record that says "done" carries consistent numbers, and no other record carries any result.
-What is written is of schema 5; schema 1, which has no diagnostics, schema 2, which has no tables in them,
-schema 3, which has no measurements of inference, and schema 4, which does not tell how cells were spread
-and taken up again, are read as well.
+defined". A record that says "done" carries results, and no other record carries any.
+
+A record keeps what was observed: counts, samples, costs. What follows from them by a formula is written
+under `derived`, for people, and is computed again from the counts and samples when a record is read; so a
+formula can be corrected, and a metric added, without touching a stored record. What is written is of schema
+6; schemas 4 and 5 are read as well (`bench.upgrade`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeGuard
 
@@ -27,14 +28,18 @@ from pydantic import (
     model_validator,
 )
 
-from bench.costs import Cost, Frozen, UtcTime, same
-from bench.metrics import accuracy_matrix, compute_all
-from bench.storage import write_whole
-from methods.errors import UsageError, one_line, shown
+from bench import upgrade
+from bench.costs import Cost, Latency, UtcTime
+from bench.metrics import Matrix, accuracy_matrix, compute_all
+from bench.model import FrozenModel
+from bench.predictions import PredictionsFile
+from bench.storage import write_atomic
+from methods.errors import UsageError, describe_validation, one_line, quote
 from methods.hyper import unfit
 
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 RECORD_NAME = "record.json"
+DERIVED = "derived"
 DIGITS = 19  # of an integer: 64 bits
 
 Status = Literal["done", "failed", "oom", "diverged", "interrupted", "skipped"]
@@ -88,7 +93,7 @@ def kind(value: DiagnosticValue) -> str:
     return f"a list of {len(value)}" if is_list(value) else f"a {_form(value)}"
 
 
-class Diagnostic(Frozen):
+class Diagnostic(FrozenModel):
     """What a method tells of itself: a sentence on what it means, and an entry per experience.
 
     All entries that are not null are numbers, or lists of one length, or tables. The table of the first
@@ -118,7 +123,7 @@ class Diagnostic(Frozen):
         return values
 
 
-class Manifest(Frozen):
+class Manifest(FrozenModel):
     """The conditions a cell was run under. Hashes are null in a cell that never saw its data.
 
     `workers` cells were run at a time by the `executor`; null: as many as it had room for. `resumed` has an
@@ -144,12 +149,16 @@ class Manifest(Frozen):
     resumed: list[Annotated[int, Field(ge=1)]] = Field([])
 
 
-class Record(Frozen):
+class Record(FrozenModel):
     """Everything known about a cell that was run, or tried.
 
-    `method` and `benchmark` are the labels of the row, such as "duallora:gate=none"; `config` is the
-    resolved configuration. See `bench.metrics` for `correct`, `counts` and `metrics`. `diagnostics` are
-    the method's own findings by name; null where it has none.
+    Attributes:
+        method, benchmark: the labels of the row, such as "duallora:gate=none".
+        config: the resolved configuration.
+        class_order: the data set's class numbers in the order learnt.
+        correct, counts: see `bench.metrics`.
+        predictions: the file with the predicted class of every test image; null in records of older schemas.
+        diagnostics: the method's own findings by name; null where it has none.
 
     Raises:
         pydantic.ValidationError: if the parts contradict each other.
@@ -157,22 +166,44 @@ class Record(Frozen):
 
     model_config = ConfigDict(validate_by_name=False, validate_by_alias=True)
 
-    schema_version: Literal[1, 2, 3, 4, 5] = Field(alias="schema")
+    schema_version: Literal[6] = Field(alias="schema")
     status: Status
     reason: str | None = None
     method: str = Field(min_length=1)
     benchmark: str = Field(min_length=1)
     seed: int = Field(ge=0)
     tasks: int = Field(ge=1)
+    scenario: Literal["class-incremental"] = "class-incremental"
     config: dict[str, JsonValue]
     class_order: list[int] | None = None
     correct: list[list[int | None]] | None = None
     counts: list[int] | None = None
-    accuracy_matrix: list[list[float | None]] | None = None
-    metrics: dict[str, float | None] | None = None
+    predictions: PredictionsFile | None = None
     diagnostics: dict[str, Diagnostic] | None = None
     cost: Cost | None = None
     manifest: Manifest
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_derived(cls, content: Any) -> Any:
+        """Drop what follows by a formula: it is computed again."""
+        if not isinstance(content, dict):
+            return content
+        return {name: value for name, value in content.items() if name != DERIVED}
+
+    @property
+    def accuracy_matrix(self) -> Matrix | None:
+        """`bench.metrics.accuracy_matrix` of the counts; None without results."""
+        if self.correct is None or self.counts is None:
+            return None
+        return accuracy_matrix(self.correct, self.counts)
+
+    @property
+    def metrics(self) -> dict[str, float | None] | None:
+        """Every metric of `bench.metrics`, by name; None without results."""
+        if self.correct is None or self.counts is None:
+            return None
+        return compute_all(self.correct, self.counts)
 
     @field_validator("config", mode="before")
     @classmethod
@@ -196,15 +227,14 @@ class Record(Frozen):
 
     @model_validator(mode="after")
     def _no_result_unless_done(self) -> Record:
-        results = ("correct", "counts", "accuracy_matrix", "metrics")
-        held = [name for name in (*results, "diagnostics") if getattr(self, name) is not None]
-        if not self.done and held:
-            raise ValueError(f"status is {self.status}, but there are results: {', '.join(held)}")
-        lacking = sorted(set(results) - set(held))
-        if self.done and lacking:
-            raise ValueError(f"status is done, but {', '.join(lacking)} is null")
-        if self.done and self.class_order is None:
-            raise ValueError("status is done, but class_order is null")
+        results = ("correct", "counts", "predictions", "diagnostics")
+        present = [name for name in results if getattr(self, name) is not None]
+        if not self.done and present:
+            raise ValueError(f"status is {self.status}, but there are results: {', '.join(present)}")
+        required = ("correct", "counts", "class_order")
+        absent = [name for name in required if getattr(self, name) is None]
+        if self.done and absent:
+            raise ValueError(f"status is done, but {', '.join(absent)} is null")
         return self
 
     @model_validator(mode="after")
@@ -216,19 +246,9 @@ class Record(Frozen):
 
     @model_validator(mode="after")
     def _cost_has_an_entry_per_experience(self) -> Record:
-        for name, values in (self.cost.per_experience() if self.cost else {}).items():
-            fits = len(values) == self.tasks if self.done else len(values) <= self.tasks
-            if not fits:
-                raise ValueError(f"cost: {name} has {len(values)} entries for {self.tasks} tasks")
-        return self
-
-    @model_validator(mode="after")
-    def _diagnostics_are_of_the_schema(self) -> Record:
-        if self.schema_version == 1 and self.diagnostics is not None:
-            raise ValueError("schema 1 has no diagnostics")
-        for name, found in (self.diagnostics or {}).items():
-            if self.schema_version == 2 and any(map(is_table, found.values)):
-                raise ValueError(f"diagnostics: {name} has a table, and schema 2 has none")
+        entries = len(self.cost.experiences) if self.cost else 0
+        if entries not in (0, self.tasks) if self.done else entries > self.tasks:
+            raise ValueError(f"cost: experiences has {entries} entries for {self.tasks} tasks")
         return self
 
     @model_validator(mode="after")
@@ -246,16 +266,6 @@ class Record(Frozen):
             _check_counts(self.correct, self.counts, self.tasks)
         return self
 
-    @model_validator(mode="after")
-    def _numbers_follow_from_counts(self) -> Record:
-        if self.correct is None or self.counts is None:
-            return self
-        matrix = accuracy_matrix(self.correct, self.counts)
-        if not _same_matrix(self.accuracy_matrix or [], matrix):
-            raise ValueError("accuracy_matrix is not correct divided by counts")
-        _check_metrics(self.metrics or {}, compute_all(self.correct, self.counts))
-        return self
-
 
 def _check_counts(correct: list[list[int | None]], counts: list[int], tasks: int) -> None:
     if len(counts) != tasks or len(correct) != tasks or any(len(row) != tasks for row in correct):
@@ -270,23 +280,30 @@ def _check_counts(correct: list[list[int | None]], counts: list[int], tasks: int
                 raise ValueError(f"correct has {hits} of {count} test images")
 
 
-def _same_matrix(a: list[list[float | None]], b: list[list[float | None]]) -> bool:
-    same_shape = [len(row) for row in a] == [len(row) for row in b]
-    return same_shape and all(map(same, chain.from_iterable(a), chain.from_iterable(b)))
+def derived(record: Record) -> dict[str, Any]:
+    """What follows from a record by formulas, for people; times in seconds, throughput in images a second."""
+    return {
+        "accuracy_matrix": record.accuracy_matrix,
+        "metrics": record.metrics,
+        "latency": [_latency_summary(latency) for latency in (record.cost and record.cost.latency) or ()],
+        "throughput": record.cost.throughput if record.cost else None,
+    }
 
 
-def _check_metrics(given: dict[str, float | None], expected: dict[str, float | None]) -> None:
-    if given.keys() != expected.keys():
-        odd = ", ".join(sorted(given.keys() ^ expected.keys()))
-        raise ValueError(f"metrics: the names differ from those of bench.metrics: {odd}")
-    for name, value in expected.items():
-        if not same(given[name], value):
-            raise ValueError(f"metrics: {name} is {given[name]}, but the counts give {value}")
+def _latency_summary(latency: Latency) -> dict[str, Any]:
+    model, plain = latency.model, latency.plain
+    return {
+        "experiences": latency.experiences,
+        "batch": latency.batch,
+        "ratio": latency.ratio,
+        "model": {"median": model.median, "p95": model.p95, "p99": model.p99, "n": model.n},
+        "plain": {"median": plain.median, "p95": plain.p95, "p99": plain.p99, "n": plain.n},
+    }
 
 
 def to_json(record: Record) -> str:
     """The text of record.json: equal records give equal bytes."""
-    plain = record.model_dump(mode="json", by_alias=True)
+    plain = record.model_dump(mode="json", by_alias=True) | {DERIVED: derived(record)}
     return json.dumps({key: _sorted(plain[key]) for key in plain}, indent=2, allow_nan=False) + "\n"
 
 
@@ -307,7 +324,7 @@ def write(record: Record, folder: Path) -> Path:
         StorageError: if it cannot be written; an older record is then untouched.
     """
     path = folder / RECORD_NAME
-    write_whole(path, to_json(record).encode())
+    write_atomic(path, to_json(record).encode())
     return path
 
 
@@ -326,13 +343,17 @@ def read(path: Path) -> Record:
         RecordError: if the file is missing, cut short, of another schema, or contradicts itself.
     """
     content = _content(path)
-    found = content.get("schema")
-    if type(found) is not int or not 1 <= found <= SCHEMA:
-        _refuse(path, f"has schema {shown(found)}, and this version reads schemas 1 to {SCHEMA}")
+    schema = content.get("schema")
     try:
+        content = upgrade.to_current(content)
         return Record.model_validate(content, strict=True)
+    except upgrade.UnknownSchemaError:
+        oldest = min(upgrade.OLDER)
+        _refuse(path, f"has schema {quote(schema)}, and this version reads schemas {oldest} to {SCHEMA}")
     except ValidationError as error:
-        _refuse(path, complaint(error))
+        _refuse(path, describe_validation(error))
+    except ValueError as error:
+        _refuse(path, str(error))
 
 
 def read_readable(results: Path) -> tuple[list[Record], list[str]]:
@@ -404,17 +425,6 @@ def _integer(text: str) -> int:
     if len(text) > DIGITS:
         raise ValueError(f"has an integer of {len(text)} digits; legal: at most {DIGITS}")
     return int(text)
-
-
-def complaint(error: ValidationError) -> str:
-    """The first three things that pydantic found wrong, with their places."""
-    return "; ".join(_sentence(e) for e in error.errors(include_url=False)[:3])
-
-
-def _sentence(error: Any) -> str:
-    where = one_line(".".join(str(part) for part in error["loc"]))
-    problem = one_line(str(error["msg"]).removeprefix("Value error, "))
-    return f"{where}: {problem}" if where else problem
 
 
 def _refuse(path: Path, problem: str) -> NoReturn:

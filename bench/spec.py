@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
-from methods.errors import UsageError, one_line, shown, unknown
-from methods.hyper import BITS, COMPLAINTS, check_fit, unfit
+from bench.model import FrozenModel
+from methods.errors import UsageError, describe_validation, one_line, quote, unknown
+from methods.hyper import BITS, check_fit, unfit
 
 ScaleName = Literal["smoke", "quick", "full"]
 EvalOn = Literal["test", "validation"]
 Device = Literal["cpu", "cuda"]
 Rerun = Literal["missing", "failed", "all"]
-Executor = Literal["serial", "processes", "ray"]
+#: Options of a benchmark or method as a hashable key.
+OptionsKey = tuple[tuple[str, Any], ...]
 
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -38,13 +37,7 @@ MAX_SEED = 2**63 - 1
 MAX_BITS = 4096  # of an integer in a text; Python itself writes none of more than 4300 digits
 
 
-class Frozen(BaseModel):
-    """Base of all settings: immutable, and no field that is not declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class Protocol(Frozen):
+class Protocol(FrozenModel):
     """What is held equal between methods. Under "paper" a method's published recipe may differ."""
 
     name: Literal["common", "paper"] = "common"
@@ -56,9 +49,9 @@ class Protocol(Frozen):
         "backbone", description="the backbone's own mean and std, or [0, 1] as the papers' code has it"
     )
     augmentation: Literal["none", "flip", "crop-flip", "small-crop-flip"] = Field(
-        "flip", description="see bench.batches"
+        "flip", description="see bench.cell.batches"
     )
-    schedule: Literal["cosine", "coda", "constant"] = Field("cosine", description="see bench.strategy")
+    schedule: Literal["cosine", "coda", "constant"] = Field("cosine", description="see bench.cell.strategy")
     head_init: Literal["zero", "default"] = Field("zero", description="how a classifier's new rows start")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")
 
@@ -74,11 +67,11 @@ PAPER: Mapping[str, Any] = {
 }
 
 
-class Choice(Frozen):
+class Choice(FrozenModel):
     """A method or a benchmark as the command names it: `name[:key=value+key=value]`."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
 
     @property
     def label(self) -> str:
@@ -86,7 +79,7 @@ class Choice(Frozen):
         return label_of(self.name, self.options)
 
     @property
-    def frozen_options(self) -> tuple[tuple[str, Any], ...]:
+    def frozen_options(self) -> OptionsKey:
         """The options as a key for caches."""
         return as_key(self.options)
 
@@ -105,41 +98,70 @@ def seconds_of(value: object) -> object:
 Duration = Annotated[float, Field(gt=0), BeforeValidator(seconds_of)]
 
 
-class Settings(Frozen):
+class Settings(FrozenModel):
     """One command: which cells to run, and how."""
 
-    methods: tuple[Choice, ...] = Field(min_length=1)
-    benchmarks: tuple[Choice, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    tasks: int | None = Field(None, ge=1, le=MAX_COUNT)
-    scale: ScaleName = "full"
-    protocol: Literal["common", "paper"] = "common"
-    protocol_options: dict[str, Any] = {}
-    backbone: str | None = None
-    weights: str | None = None
-    image_size: int | None = Field(None, gt=0, le=MAX_IMAGE_SIZE)
-    data_root: Path | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    executor: Executor = "serial"
-    workers: int | None = Field(None, ge=1, le=MAX_COUNT)
-    threads: int | None = Field(None, ge=1, le=MAX_COUNT)
-    cell_timeout: Duration | None = None
-    ray_address: str | None = None
-    results: Path = Path("results")
-    eval_on: EvalOn = "test"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rerun: Rerun = "missing"
-
-    @model_validator(mode="after")
-    def _executor_has_what_is_asked_for(self) -> Settings:
-        if self.executor == "serial" and (self.workers or 1) > 1:
-            raise ValueError(
-                f"workers is {self.workers}, and the executor serial runs one cell at a time; legal: 1, or "
-                "--executor processes, --executor ray"
-            )
-        if self.executor != "ray" and self.ray_address is not None:
-            raise ValueError(f"ray_address is given, and the executor is {self.executor}; use --executor ray")
-        return self
+    methods: tuple[Choice, ...] = Field(
+        min_length=1,
+        description="names, separated by commas; a variant is name:option=value+option=value (default: all)",
+    )
+    benchmarks: tuple[Choice, ...] = Field(
+        min_length=1, description="names, separated by commas; options as with methods (default: digits)"
+    )
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, description="integers, separated by commas (default: 0,1,2)"
+    )
+    tasks: int | None = Field(
+        None, ge=1, le=MAX_COUNT, description="number of tasks (default: the benchmark's own)"
+    )
+    scale: ScaleName = Field("full", description="smoke | quick | full (default: full, the papers' setting)")
+    protocol: Literal["common", "paper"] = Field(
+        "common",
+        description="common: equal conditions for all methods (default); paper: each method's own recipe",
+    )
+    protocol_options: dict[str, Any] = Field({})
+    backbone: str | None = Field(None, description="full timm tag (default: the benchmark's own)")
+    weights: str | None = Field(None, description="safetensors file of the backbone, or 'random'")
+    image_size: int | None = Field(
+        None,
+        gt=0,
+        le=MAX_IMAGE_SIZE,
+        description="side of the input in pixels (default: the benchmark's own)",
+    )
+    data_root: Path | None = Field(None, description="folder that is searched first for data and weights")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda (default: auto)")
+    executor: str = Field(
+        "serial",
+        description="what runs the cells: serial (default) | processes, on this machine | ray, on a cluster",
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="cells at a time (default: serial 1, processes one per GPU or core, ray as many as fit)",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="CPU threads per cell (default: all, divided by the number of workers; ray: 1)",
+    )
+    cell_timeout: Duration | None = Field(
+        None, description="time limit per cell, e.g. 30m or 2h (default: none)"
+    )
+    ray_address: str | None = Field(
+        None, description="address of a running Ray cluster, or auto (default: start a local one)"
+    )
+    results: Path = Field(Path("results"), description="folder of the records (default: results)")
+    eval_on: EvalOn = Field(
+        "test",
+        description="test | validation; validation holds out training images, for choosing hyper-parameters",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 | bf16 (default: fp32)")
+    rerun: Rerun = Field(
+        "missing",
+        description="missing | failed | all: which cells with a record are run again (default: missing)",
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -149,7 +171,7 @@ class Settings(Frozen):
         return seeds
 
 
-class Component(Frozen):
+class Component(FrozenModel):
     """A method or benchmark with every option resolved."""
 
     name: str
@@ -157,12 +179,12 @@ class Component(Frozen):
     options: dict[str, JsonValue]
 
     @property
-    def frozen_options(self) -> tuple[tuple[str, Any], ...]:
+    def frozen_options(self) -> OptionsKey:
         """The options as a key for caches."""
         return as_key(self.options)
 
 
-class Cell(Frozen):
+class Cell(FrozenModel):
     """One (method, benchmark, seed) under one protocol, resolved whole: the unit of work."""
 
     method: Component
@@ -202,13 +224,19 @@ class Cell(Frozen):
         )
 
 
+def run_options() -> dict[str, str]:
+    """The long options of `run`, without dashes in front -> what they mean; keys of the config file, too."""
+    fields = Settings.model_fields.items()
+    return {name.replace("_", "-"): field.description for name, field in fields if field.description}
+
+
 def label_of(name: str, options: Mapping[str, Any]) -> str:
     """`name`, or `name:key=value+key=value` with the keys sorted."""
     parts = "+".join(f"{k}={_text(v)}" for k, v in sorted(options.items()))
     return f"{name}:{parts}" if parts else name
 
 
-def as_key(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def as_key(options: Mapping[str, Any]) -> OptionsKey:
     """Options as a key for caches: pairs in the order of their names, lists as tuples."""
     return tuple(sorted((k, _hashable(v)) for k, v in options.items()))
 
@@ -296,14 +324,14 @@ def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = (
     try:
         return Settings.model_validate(given)
     except ValidationError as error:
-        raise UsageError("; ".join(sentence(e) for e in error.errors()[:COMPLAINTS])) from None
+        raise UsageError(describe_validation(error)) from None
 
 
 def _names(field: str, value: object) -> Sequence[str]:
     if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
         return value
     raise UsageError(
-        f'{field}: a list of names is legal, such as ["finetune", "ncm:rank=4"], got {shown(value)}'
+        f'{field}: a list of names is legal, such as ["finetune", "ncm:rank=4"], got {quote(value)}'
     )
 
 
@@ -324,7 +352,7 @@ def _apply(given: dict[str, Any], dotted: str, value: Any) -> None:
     if owner == "protocol":
         held = given.get("protocol_options", {})
         if not isinstance(held, Mapping):
-            raise UsageError(f"protocol_options: a table is legal, such as {{epochs = 3}}, got {shown(held)}")
+            raise UsageError(f"protocol_options: a table is legal, such as {{epochs = 3}}, got {quote(held)}")
         given["protocol_options"] = {**held, option: value}
         return
     names = {choice.name for field in ("methods", "benchmarks") for choice in given[field]}
@@ -341,13 +369,6 @@ def _with_option(choice: Choice, owner: str, option: str, value: Any) -> Choice:
     return choice.model_copy(update={"options": {option: value, **choice.options}})
 
 
-def sentence(error: Any) -> str:
-    """One of pydantic's errors as: field, what was received, what is legal."""
-    field = one_line(".".join(str(part) for part in error["loc"]))
-    problem = one_line(error["msg"].removeprefix("Value error, "))
-    return f"{field}: {problem.lower()}, got {shown(error['input'])}" if field else problem
-
-
 def make_protocol(values: Mapping[str, Any]) -> Protocol:
     """Validate a protocol's fields.
 
@@ -361,8 +382,7 @@ def make_protocol(values: Mapping[str, Any]) -> Protocol:
     try:
         return Protocol.model_validate(dict(values))
     except ValidationError as error:
-        complaints = error.errors()[:COMPLAINTS]
-        raise UsageError("; ".join("protocol." + sentence(e) for e in complaints)) from None
+        raise UsageError(describe_validation(error, "protocol")) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

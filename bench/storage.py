@@ -1,4 +1,4 @@
-"""Writing to the results folder: whole or not at all, and a sentence where it cannot be done."""
+"""Writing to the results folder: completely or not at all, with a clear error where it cannot be done."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ class StorageError(RuntimeError):
     """The results folder cannot be written to. What was there before is as it was."""
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment it is the old one, the new one, or absent; never a part of one.
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment it is the old one, the new one, or absent; never a partial one.
 
-    Its folder is made, but not the folder of that one: a results folder that disappears is not made again.
+    Its folder is created, but not that folder's parent: a results folder that disappears stays away.
 
     Raises:
         StorageError: saying why, and what to do.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
         try:
-            with draft.open("wb") as file:
+            with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(path)
+            partial.replace(path)
         finally:
-            draft.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"cannot write '{path}' ({error.strerror}); nothing that was on disk before is harmed. "
@@ -51,12 +51,12 @@ def delete(path: Path) -> None:
         ) from None
 
 
-def sweep(folder: Path) -> None:
-    """Delete what writers that were killed have left behind. For whoever has the folder to itself.
+def remove_partial_files(folder: Path) -> None:
+    """Delete what writers that were killed have left behind; only for the holder of the folder's lock.
 
     Raises:
-        StorageError: if something of it stays.
+        StorageError: if one of them cannot be deleted.
     """
-    for draft in folder.glob(".*.*"):
-        if draft.is_file() and draft.suffix[1:].isdigit():
-            delete(draft)
+    for partial in folder.glob(".*.*"):
+        if partial.is_file() and partial.suffix[1:].isdigit():
+            delete(partial)

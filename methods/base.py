@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from methods.errors import UsageError
-from methods.head import ClassHead, HeadInit, only
+from methods.head import ClassHead, HeadInit, mask_logits
 from methods.hyper import Hyper, make_hyper
 from methods.vit import open_seams
 
@@ -48,9 +48,9 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     name: ClassVar[str]
     Hyper: ClassVar[type[Hyper]] = Hyper
     #: True where nothing is learnt before the last experience, so nothing is evaluated before.
-    waits_for_all: ClassVar[bool] = False
+    trains_jointly: ClassVar[bool] = False
     #: What `diagnostics` returns: name -> meaning.
-    describes: ClassVar[Mapping[str, str]] = {}
+    diagnostic_help: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, *, head_init: HeadInit = "zero", **hyper: Any) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     def end(self, strategy: Any) -> None:
         """Consolidate after the experience."""
 
-    def promised(self, task: int) -> Iterable[str]:
+    def frozen_after(self, task: int) -> Iterable[str]:
         """Names in the model's state that never change once experience `task` (from 0) is over.
 
         The parameters among them are frozen then, and when a state is restored.
@@ -125,7 +125,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
     def diagnostics(self) -> Mapping[str, Finding]:
         """What users of the method ask about the experience just learnt, and evaluated, if it was.
 
-        Names and their meanings are in `describes`.
+        Names and their meanings are in `diagnostic_help`.
         """
         return self.found
 
@@ -146,10 +146,10 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
         self._grow(self.model, self.current)
         self.model.to(strategy.device)
         self.begin(strategy)
-        claim(strategy.optimizer, trainable(self.model))
+        reset_optimizer(strategy.optimizer, trainable(self.model))
 
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        strategy.mb_output = only(strategy.mb_output, self.current)
+        strategy.mb_output = mask_logits(strategy.mb_output, self.current)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         assert self.model is not None
@@ -180,7 +180,7 @@ class Method(SupervisedPlugin):  # type: ignore[misc]
 
     def _freeze(self, task: int) -> None:
         assert self.model is not None
-        kept = set(self.promised(task))
+        kept = set(self.frozen_after(task))
         for name, parameter in self.model.named_parameters():
             if name in kept:
                 parameter.requires_grad_(False)
@@ -245,7 +245,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def claim(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+def reset_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
     """Make `parameters` the whole content of `optimizer`, with its first learning rate and no memory.
 
     In place, because a scheduler made for this optimiser must keep its handle, and because momentum
@@ -264,7 +264,7 @@ def autocast_of(strategy: Any) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def looking(model: nn.Module) -> Iterator[None]:
+def eval_no_grad(model: nn.Module) -> Iterator[None]:
     """Passes through the model for statistics: in eval mode and without gradients, then as it was.
 
     A model in eval mode is left alone: going through its modules takes as long as a small block.
@@ -280,9 +280,9 @@ def looking(model: nn.Module) -> Iterator[None]:
             model.train()
 
 
-def look_through(strategy: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def feature_pass(strategy: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """A pass of the batches' images through the blocks, for whoever watches them."""
-    with looking(strategy.model):
+    with eval_no_grad(strategy.model):
         for x, _ in batches:
             with autocast_of(strategy):
                 strategy.model.forward_features(x)

@@ -179,7 +179,7 @@ class CodaPrompt(PromptMethod):
     Hyper = CodaPromptHyper
     prompter: Assembly
     choices: ClassVar = "component_weights"
-    describes: ClassVar = {
+    diagnostic_help: ClassVar = {
         "component_weights": "mean |weight| of each component over blocks and the experience's test images",
         "prompts_in_use": "effective number of components at test: exp of the entropy of mean |weights|",
     }
@@ -213,6 +213,6 @@ class CodaPrompt(PromptMethod):
     def begin(self, strategy: Any) -> None:
         self.prompter.fill(self.hyper.pool_size // len(strategy.experience.origin_stream))
 
-    def promised(self, task: int) -> Iterable[str]:
+    def frozen_after(self, task: int) -> Iterable[str]:
         parts = (f"prompts.experiences.{task}.{name}" for name in ("prompts", "keys", "attention"))
-        return (*super().promised(task), *parts)
+        return (*super().frozen_after(task), *parts)

@@ -43,7 +43,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods import identity
-from methods.base import Method, clean_batches, look_through
+from methods.base import Method, clean_batches, feature_pass
 from methods.errors import UsageError
 from methods.head import ClassHead, HeadInit
 from methods.hyper import STRICT, Hyper, hyper
@@ -419,7 +419,7 @@ class DualLora(Method):
     """Orthogonal and residual adapters, gated by sample; logits calibrated by the task posterior."""
 
     Hyper = DualLoraHyper
-    describes: ClassVar = {
+    diagnostic_help: ClassVar = {
         "subspace_size": "dimension of the space of class-token features that all bases span",
         "bases_added": "directions the experience added to it",
         "captured_energy": "share of the energy of the experience's features, after training, that it holds",
@@ -565,7 +565,7 @@ class DualLora(Method):
         """One pass over the experience's training images; `see(i, rows)` gets block i's features."""
         self.trail.collect = see
         try:
-            look_through(strategy, clean_batches(strategy))
+            feature_pass(strategy, clean_batches(strategy))
         finally:
             self.trail.collect = None
 

@@ -130,7 +130,7 @@ class DualPrompt(PromptMethod):
 
     Hyper = DualPromptHyper
     prompter: Experts
-    describes: ClassVar = {
+    diagnostic_help: ClassVar = {
         "prompt_choices": "share of the experience's test images that were given each expert prompt",
         "prompts_in_use": "effective number of expert prompts at test: exp of the entropy of their shares",
         "task_identity_accuracy": "share of test images that were given the prompt of their own experience",
@@ -159,8 +159,8 @@ class DualPrompt(PromptMethod):
     def grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:
         self.prompter.grow()
 
-    def promised(self, task: int) -> Iterable[str]:
-        return (*super().promised(task), f"prompts.experts.{task}", f"prompts.keys.{task}")
+    def frozen_after(self, task: int) -> Iterable[str]:
+        return (*super().frozen_after(task), f"prompts.experts.{task}", f"prompts.keys.{task}")
 
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         clip(strategy.optimizer, self.hyper.clip)

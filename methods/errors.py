@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+COMPLAINTS = 3  # that one message holds
 LONGEST = 200  # characters of what was received that a sentence repeats
 
 
@@ -22,17 +27,17 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
-def shown(value: object) -> str:
-    """What was received, for a sentence."""
+def quote(value: object) -> str:
+    """What was received, as a sentence repeats it."""
     try:
         return one_line(repr(value))
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists without end
         return f"a value of type {type(value).__name__} that is too large to be shown"
 
 
-def named(name: object) -> str:
-    """A name that was received, for a sentence that puts it in quotes."""
-    return one_line(name) if isinstance(name, str) else shown(name)
+def plain_name(name: object) -> str:
+    """A name that was received, on one line and without quotes."""
+    return one_line(name) if isinstance(name, str) else quote(name)
 
 
 def unknown(kind: str, got: object, legal: Iterable[str]) -> UsageError:
@@ -41,7 +46,31 @@ def unknown(kind: str, got: object, legal: Iterable[str]) -> UsageError:
     >>> str(unknown("method", "l2b", ["l2p", "ncm"]))
     "unknown method 'l2b'; did you mean 'l2p'? Legal: l2p, ncm"
     """
-    names = sorted(map(named, legal))
-    near = difflib.get_close_matches(named(got), names, n=1)
+    names = sorted(map(plain_name, legal))
+    near = difflib.get_close_matches(plain_name(got), names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return UsageError(f"unknown {kind} '{named(got)}'{hint} Legal: {', '.join(names) or 'none'}")
+    return UsageError(f"unknown {kind} '{plain_name(got)}'{hint} Legal: {', '.join(names) or 'none'}")
+
+
+def describe_validation(
+    error: ValidationError, owner: str = "", meanings: Mapping[str, str | None] | None = None
+) -> str:
+    """What pydantic found wrong, the first few problems: "owner.field (meaning): problem, got value".
+
+    Args:
+        owner: put before each field, with a dot.
+        meanings: of the fields, by name; none where there is nothing to add.
+    """
+    problems = error.errors(include_url=False)[:COMPLAINTS]
+    return "; ".join(_describe(problem, owner, meanings or {}) for problem in problems)
+
+
+def _describe(problem: Any, owner: str, meanings: Mapping[str, str | None]) -> str:
+    field = one_line(".".join(map(str, problem["loc"])))
+    message = one_line(str(problem["msg"]).removeprefix("Value error, "))
+    if not field:
+        return message
+    meaning = meanings.get(str(problem["loc"][0]))
+    about = f" ({meaning})" if meaning else ""
+    where = f"{owner}.{field}" if owner else field
+    return f"{where}{about}: {message[0].lower()}{message[1:]}, got {quote(problem['input'])}"

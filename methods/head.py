@@ -60,7 +60,7 @@ class ClassHead(nn.Module):
         return logits.new_full((len(x), self.width), -torch.inf).index_copy(1, self.columns, logits)
 
 
-def only(logits: Tensor, classes: Sequence[int]) -> Tensor:
+def mask_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
     """Logits (B, C) with every class but `classes` at minus infinity: the local cross-entropy's input.
 
     The gradient of the other classes is exactly zero.

@@ -9,13 +9,12 @@ from typing import Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from methods.errors import UsageError, named, shown, unknown
+from methods.errors import UsageError, describe_validation, plain_name, quote, unknown
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 DEEPEST = 32  # lists in lists
 BITS = 63  # of an integer, beside its sign
-COMPLAINTS = 3  # that one message holds
 
 
 def hyper(default: Any, meaning: str, *, source: str, unit: str = "", **bounds: Any) -> Any:
@@ -42,20 +41,13 @@ def make_hyper(owner: str, cls: type[Any], values: Mapping[str, Any]) -> Any:
             raise unknown(f"option of {owner}", name, fields)
         check_fit(f"{owner}.{name}", value)
     try:
-        made = TypeAdapter(cls).validate_python(dict(values))
+        options = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        complaints = error.errors()[:COMPLAINTS]
-        raise UsageError("; ".join(_sentence(owner, fields, e) for e in complaints)) from None
+        meanings = {name: field.description for name, field in fields.items()}
+        raise UsageError(describe_validation(error, owner, meanings)) from None
     for name in values:
-        check_fit(f"{owner}.{name}", getattr(made, name))  # a text may have been read as an integer
-    return made
-
-
-def _sentence(owner: str, fields: Mapping[str, Any], error: Any) -> str:
-    name = str(error["loc"][0]) if error["loc"] else "value"
-    meaning = fields[name].description if name in fields else ""
-    about = f" ({meaning})" if meaning else ""
-    return f"{owner}.{name}{about}: {error['msg'].lower()}, got {shown(error['input'])}"
+        check_fit(f"{owner}.{name}", getattr(options, name))  # a text may have been read as an integer
+    return options
 
 
 def check_fit(owner: str, value: object) -> None:
@@ -65,7 +57,7 @@ def check_fit(owner: str, value: object) -> None:
         UsageError: for a text that is not Unicode or has a NUL, an integer or a nesting without end.
     """
     if problem := unfit(value):
-        raise UsageError(f"{named(owner)}: {problem}, got {shown(value)}")
+        raise UsageError(f"{plain_name(owner)}: {problem}, got {quote(value)}")
 
 
 def unfit(value: object, bits: int = BITS, depth: int = 0) -> str | None:

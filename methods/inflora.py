@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.base import Method, augmented_batches, look_through
+from methods.base import Method, augmented_batches, feature_pass
 from methods.hyper import STRICT, Hyper, hyper
 from methods.lora import check_rank, merge
 from methods.registry import register
@@ -92,7 +92,7 @@ class InfLora(Method):
     """Designed low-rank branches on k and v, merged after their experience; DualGPM remembers the inputs."""
 
     Hyper = InfLoraHyper
-    describes: ClassVar = {
+    diagnostic_help: ClassVar = {
         "subspace_size": "dimension of the input space that is protected after the experience",
         "captured_energy": "share of the energy of the experience's inputs, after training, that it holds",
         "threshold": "share of the energy that had to be reached",
@@ -175,5 +175,5 @@ def input_moments(strategy: Any, attentions: Sequence[SeamAttention]) -> list[Mo
         moments[i] = moments[i].plus(x)
 
     with watching(attentions, see):
-        look_through(strategy, augmented_batches(strategy))
+        feature_pass(strategy, augmented_batches(strategy))
     return moments

@@ -18,7 +18,7 @@ from methods.registry import register
 class Joint(Finetune):
     """Trains once, at the last experience, on the images of all of them."""
 
-    waits_for_all: ClassVar[bool] = True
+    trains_jointly: ClassVar[bool] = True
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -36,7 +36,7 @@ class Joint(Finetune):
         if not is_last(strategy.experience):
             strategy.stop_training()
 
-    def promised(self, task: int) -> tuple[str, ...]:
+    def frozen_after(self, task: int) -> tuple[str, ...]:
         """Nothing: every head is trained at the end."""
         return ()
 

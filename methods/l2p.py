@@ -100,7 +100,7 @@ class L2P(PromptMethod):
     """A shared pool of input prompts; every image gets those whose keys match its query."""
 
     Hyper = L2PHyper
-    describes: ClassVar = {
+    diagnostic_help: ClassVar = {
         "prompt_choices": "share of the experience's test images that were given each prompt; top_k in all",
         "prompts_in_use": "effective number of prompts at test, top_k at least: exp of their shares' entropy",
     }

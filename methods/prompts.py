@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.base import Method, looking
+from methods.base import Method, eval_no_grad
 from methods.errors import UsageError
 from methods.vit import InputTokens, Prefix, embed, open_seams
 
@@ -53,7 +53,7 @@ class Prompter(nn.Module):
 
     def _before(self, vit: VisionTransformer, inputs: Any) -> None:
         images = inputs[0]
-        with looking(vit):
+        with eval_no_grad(vit):
             self.query = embed(vit, images).float()
         with in_full_precision(images.device.type):  # keys that are nearly alike are told apart
             self.prompt(self.query)

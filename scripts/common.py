@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.batches import Pipeline, clean, flipped
-from bench.probes.latency import turn
-from bench.progress import silent
-from bench.rng import generator
-from bench.runner import EVAL_BATCH, TICK_SECONDS
-from bench.strategy import FiniteLoss, Schedule, Strategy, Watch, cosine
+from bench.cell.batches import Pipeline, clean, flipped
+from bench.cell.progress import ignore
+from bench.cell.rng import generator
+from bench.cell.runner import EVAL_BATCH, TICK_SECONDS
+from bench.cell.strategy import FiniteLoss, ProgressReporter, Schedule, Strategy, cosine
+from bench.probes.latency import round_order
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -48,14 +48,14 @@ def assemble(
         optimizer=method.make_optimizer(model.parameters()),
         train_collate=flipped(pipeline, generator(0, "augmentation")),
         eval_collate=clean(pipeline),
-        look_collate=flipped(pipeline, generator(0, "statistics")),
+        statistics_collate=flipped(pipeline, generator(0, "statistics")),
         order=generator(0, "data order"),
         precision=precision,
         train_mb_size=batch_size,
         train_epochs=epochs,
         eval_mb_size=EVAL_BATCH,
         device=pipeline.device,
-        plugins=[*plugins, Schedule(cosine), FiniteLoss(), Watch(silent, experiences, TICK_SECONDS)],
+        plugins=[*plugins, Schedule(cosine), FiniteLoss(), ProgressReporter(ignore, experiences, TICK_SECONDS)],
     )
 
 
@@ -75,7 +75,7 @@ def in_turns(works: Mapping[str, Callable[[int], object]], rounds: int, calls: i
     """
     found: Rounds = {name: [] for name in works}
     for i in range(rounds + 1):
-        for name in turn(list(works), i):
+        for name in round_order(list(works), i):
             found[name].append(seconds(works[name], i, calls=calls))
     return {name: times[1:] for name, times in found.items()}
 

@@ -1,7 +1,7 @@
 """Benchmarks: a data set and the way it is cut into experiences. A file a data set.
 
 `BENCHMARKS` maps names to components without importing numpy or a data set. A benchmark is opened to a
-`base.Source` (labelled images), cut by `splits.make_split`, and read by `loading.load_arrays`. Other
+`base.Dataset` (labelled images), cut by `splits.make_split`, and read by `loading.load_arrays`. Other
 packages add theirs through the entry-point group `duallora_bench.benchmarks`.
 """
 

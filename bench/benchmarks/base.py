@@ -48,12 +48,12 @@ class NoOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class ImageSet:
     """Labelled images, not decoded yet.
 
     Attributes:
         ids: a stable name for each image, the same on every machine: a relative POSIX path, or "train/00123".
-        labels: (n,) int64, the position of the image's class in `Source.classes`.
+        labels: (n,) int64, the position of the image's class in `Dataset.classes`.
         pixels: the n images.
 
     Raises:
@@ -77,9 +77,9 @@ class Side:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: Int64Array) -> Side:
+    def take(self, rows: Int64Array) -> ImageSet:
         """The images of these rows, in this order."""
-        return Side(tuple(self.ids[row] for row in rows), self.labels[rows], self.pixels.take(rows))
+        return ImageSet(tuple(self.ids[row] for row in rows), self.labels[rows], self.pixels.take(rows))
 
     def decode(self, size: int) -> UInt8Array:
         """All images as (n, size, size, 3) uint8; see `Pixels.decode` for errors."""
@@ -87,7 +87,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Dataset:
     """An opened benchmark: class names, training side, test side.
 
     Raises:
@@ -95,15 +95,15 @@ class Source:
     """
 
     classes: tuple[str, ...]
-    train: Side
-    test: Side
+    train: ImageSet
+    test: ImageSet
 
     def __post_init__(self) -> None:
         for side, images in (("training", self.train), ("test", self.test)):
             present = {int(label) for label in images.labels}
             if absent := [name for label, name in enumerate(self.classes) if label not in present]:
                 raise UsageError(
-                    f"{len(absent)} of {len(self.classes)} classes have no {side} image: {first(absent)}; "
+                    f"{len(absent)} of {len(self.classes)} classes have no {side} image: {abbreviate(absent)}; "
                     f"give each class at least one {side} image, or remove the class"
                 )
 
@@ -117,14 +117,14 @@ class Source:
         """The same of the training side alone: what a run on validation may open."""
         return self._hash(self.train)
 
-    def _hash(self, *sides: Side) -> str:
+    def _hash(self, *sides: ImageSet) -> str:
         """Reads each file once, as bytes, and decodes none."""
         total = hashlib.sha256()
         for line in sorted(line for side in sides for line in self._lines(side)):
             total.update(line.encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
-    def _lines(self, side: Side) -> list[str]:
+    def _lines(self, side: ImageSet) -> list[str]:
         rows = zip(side.ids, side.labels, side.pixels.digests(), strict=True)
         return [f"{name}\0{self.classes[label]}\0{digest}\n" for name, label, digest in rows]
 
@@ -140,7 +140,7 @@ class Benchmark(ABC, Generic[OptionsT]):
         default_tasks: number of experiences without `--tasks`.
         image_size: side of the network's input in pixels, without `--image-size`.
         eval_crop: share of a stored square's side that the central crop of the test images keeps.
-        augmentation: of the training images, a name of `bench.batches.AUGMENTATIONS`; "none" where a mirror
+        augmentation: of the training images, a name of `bench.cell.batches.AUGMENTATIONS`; "none" where a mirror
             image is not the same class.
         backbone: the default backbone's tag; None for the harness' own default.
         scales: the settings of `--scale`, by name: smoke, quick, full.
@@ -166,7 +166,7 @@ class Benchmark(ABC, Generic[OptionsT]):
         """Where the data lie on this machine, or None. Looks at names only, without importing numpy."""
 
     @abstractmethod
-    def open(self, roots: Sequence[Path]) -> Source:
+    def open(self, roots: Sequence[Path]) -> Dataset:
         """The labelled images; data that can be downloaded are, into the first root.
 
         Raises:
@@ -182,7 +182,7 @@ def data_roots(explicit: Path | None) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(path.expanduser().absolute() for path in asked if path is not None))
 
 
-def first(names: Sequence[str], limit: int = 5) -> str:
+def abbreviate(names: Sequence[str], limit: int = 5) -> str:
     """The first few names for an error message, and how many there are beyond."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Scale, Side, Source, make_scales
+from bench.benchmarks.base import STRICT, Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.download import Archive, find_folder, md5_of, obtain
 from bench.benchmarks.pixels import ArrayPixels
-from bench.benchmarks.splits import divide, listed
+from bench.benchmarks.splits import split_by_rows, split_from_csv
 from methods.errors import UsageError
 from methods.registry import register
 
@@ -58,21 +58,21 @@ class Cifar100(Benchmark[Cifar100Options]):
         """The folder or, before it is unpacked, the archive."""
         return find_folder(ARCHIVE, roots)
 
-    def open(self, roots: Sequence[Path]) -> Source:
+    def open(self, roots: Sequence[Path]) -> Dataset:
         import numpy as np
 
         folder = obtain(ARCHIVE, roots)
         for name in MD5:
             _check(folder / name)
         train, test = _side(folder, "train"), _side(folder, "test")
-        pool = Side(
+        pool = ImageSet(
             train.ids + test.ids,
             np.concatenate([train.labels, test.labels]),
             ArrayPixels(np.concatenate([train.decode(32), test.decode(32)])),
         )
         official = np.arange(len(train)), np.arange(len(train), len(pool))
-        rows = listed(pool.ids, self.options.split) if self.options.split else official
-        return divide(tuple(read_pickle(folder / "meta")["fine_label_names"]), pool, rows)
+        rows = split_from_csv(pool.ids, self.options.split) if self.options.split else official
+        return split_by_rows(tuple(read_pickle(folder / "meta")["fine_label_names"]), pool, rows)
 
 
 def _check(path: Path) -> None:
@@ -87,14 +87,14 @@ def _check(path: Path) -> None:
         )
 
 
-def _side(folder: Path, name: str) -> Side:
+def _side(folder: Path, name: str) -> ImageSet:
     import numpy as np
 
     content = read_pickle(folder / name)
     labels = np.array(content["fine_labels"], np.int64)
     images = content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     ids = tuple(f"{name}/{row:05d}" for row in range(len(labels)))
-    return Side(ids, labels, ArrayPixels(np.ascontiguousarray(images)))
+    return ImageSet(ids, labels, ArrayPixels(np.ascontiguousarray(images)))
 
 
 def read_pickle(path: Path) -> Mapping[str, Any]:

@@ -9,9 +9,9 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.benchmarks.base import Benchmark, NoOptions, Scale, Side, Source, make_scales
+from bench.benchmarks.base import Benchmark, Dataset, ImageSet, NoOptions, Scale, make_scales
 from bench.benchmarks.pixels import ArrayPixels
-from bench.benchmarks.splits import HELD_OUT, divide, hold_out
+from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows
 from methods.registry import register
 
 DARKEST = 16  # the images count strokes in 4x4 cells: 0 to 16
@@ -39,12 +39,12 @@ class Digits(Benchmark[NoOptions]):
         file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
         return file if file.is_file() else None
 
-    def open(self, roots: Sequence[Path]) -> Source:
+    def open(self, roots: Sequence[Path]) -> Dataset:
         import numpy as np
         from sklearn.datasets import load_digits
 
         values, labels = load_digits(return_X_y=True)
         grey = np.rint(values * (255 / DARKEST)).astype(np.uint8).reshape(-1, 8, 8, 1)
         ids = tuple(f"{row:04d}" for row in range(len(labels)))
-        pool = Side(ids, labels.astype(np.int64), ArrayPixels(np.repeat(grey, 3, axis=3)))
-        return divide(tuple("0123456789"), pool, hold_out(pool.labels, pool.ids, HELD_OUT))
+        pool = ImageSet(ids, labels.astype(np.int64), ArrayPixels(np.repeat(grey, 3, axis=3)))
+        return split_by_rows(tuple("0123456789"), pool, hold_out(pool.labels, pool.ids, HELD_OUT))

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Scale, Side, Source, first, make_scales
+from bench.benchmarks.base import STRICT, Benchmark, Dataset, ImageSet, Scale, abbreviate, make_scales
 from bench.benchmarks.pixels import FilePixels
-from bench.benchmarks.splits import HELD_OUT, divide, hold_out, listed
+from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv
 from methods.errors import MissingError, UsageError
 from methods.registry import register
 
@@ -54,10 +54,10 @@ class ImageFolder(Benchmark[ImageFolderOptions]):
         """The folder; None without the option `path`."""
         return resolve(self.options.path, roots) if self.options.path else None
 
-    def open(self, roots: Sequence[Path]) -> Source:
+    def open(self, roots: Sequence[Path]) -> Dataset:
         if self.options.path is None:
             raise UsageError("image-folder needs its folder: --benchmarks image-folder:path=FOLDER")
-        return cut(read_folder(existing(self.options.path, roots), roots), self.options.split)
+        return split_pool(read_folder(existing(self.options.path, roots), roots), self.options.split)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Pool:
     """A listed image folder: class names, all images, and whether it is cut into train/ and test/ already."""
 
     classes: tuple[str, ...]
-    images: Side
+    images: ImageSet
     presplit: bool
 
 
@@ -98,20 +98,20 @@ def read_folder(folder: Path, roots: Sequence[Path]) -> Pool:
     if len(sides) == 2:
         _same_classes(sides, listings)
     ids, labels, paths = _table(folder, listings)
-    images = Side(ids, labels, FilePixels(paths, roots[0] / "decoded"))
+    images = ImageSet(ids, labels, FilePixels(paths, roots[0] / "decoded"))
     return Pool(tuple(listings[0]), images, presplit=len(sides) == 2)
 
 
-def cut(pool: Pool, split: Path | None) -> Source:
+def split_pool(pool: Pool, split: Path | None) -> Dataset:
     """By the external list, else as the folder is cut, else a stratified fifth is the test side."""
     images = pool.images
     if split is not None:
-        rows = listed(images.ids, split)
+        rows = split_from_csv(images.ids, split)
     elif pool.presplit:
         rows = _own_rows(images.ids)
     else:
         rows = hold_out(images.labels, images.ids, HELD_OUT)
-    return divide(pool.classes, images, rows)
+    return split_by_rows(pool.classes, images, rows)
 
 
 def _own_rows(ids: tuple[str, ...]) -> tuple[Int64Array, Int64Array]:
@@ -140,7 +140,7 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
     images = {name: _images(folder / name) for name in names}
     if empty := [name for name, paths in images.items() if not paths]:
         raise UsageError(
-            f"{len(empty)} of {len(names)} class folders in {folder} hold no image: {first(empty)}; fill or "
+            f"{len(empty)} of {len(names)} class folders in {folder} hold no image: {abbreviate(empty)}; fill or "
             f"remove them (images end in {', '.join(sorted(SUFFIXES))})"
         )
     return images
@@ -164,8 +164,8 @@ def _same_classes(sides: tuple[Path, ...], listings: list[dict[str, list[Path]]]
     if train != test:
         raise UsageError(
             f"{sides[0]} and {sides[1]} must hold the same class folders; only in {sides[0].name}: "
-            f"{first(sorted(train - test)) or 'none'}; only in {sides[1].name}: "
-            f"{first(sorted(test - train)) or 'none'}. Rename or remove these, or give path={sides[0]} "
+            f"{abbreviate(sorted(train - test)) or 'none'}; only in {sides[1].name}: "
+            f"{abbreviate(sorted(test - train)) or 'none'}. Rename or remove these, or give path={sides[0]} "
             "to hold out a fifth of it"
         )
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Scale, Source, make_scales
+from bench.benchmarks.base import STRICT, Benchmark, Dataset, Scale, make_scales
 from bench.benchmarks.download import Archive, find_folder, obtain
-from bench.benchmarks.image_folder import Pool, cut, existing, read_folder, resolve
+from bench.benchmarks.image_folder import Pool, existing, read_folder, resolve, split_pool
 from methods.errors import UsageError
 from methods.registry import register
 
@@ -57,13 +57,13 @@ class ImageNetR(Benchmark[ImageNetROptions]):
         """The folder or, before it is unpacked, the archive."""
         return resolve(self.options.path, roots) if self.options.path else find_folder(ARCHIVE, roots)
 
-    def open(self, roots: Sequence[Path]) -> Source:
+    def open(self, roots: Sequence[Path]) -> Dataset:
         path = self.options.path
         folder = existing(path, roots) if path else obtain(ARCHIVE, roots)
         pool = read_folder(folder, roots)
         if not self.options.allow_subset:
             _check_whole(folder, pool)
-        return cut(pool, self.options.split)
+        return split_pool(pool, self.options.split)
 
 
 def _check_whole(folder: Path, pool: Pool) -> None:

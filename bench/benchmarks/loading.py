@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.benchmarks.base import Side, Source
+from bench.benchmarks.base import Dataset, ImageSet
 from bench.benchmarks.splits import Split
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Arrays:
     task_of_class: Int64Array
 
 
-def load_arrays(source: Source, split: Split, image_size: int, eval_crop: float) -> Arrays:
+def load_arrays(source: Dataset, split: Split, image_size: int, eval_crop: float) -> Arrays:
     """Decode what the split uses, and nothing else: on validation the test images stay closed.
 
     Images are never enlarged here. Image files are stored at S = round(image_size / eval_crop), so that
@@ -56,6 +56,6 @@ def load_arrays(source: Source, split: Split, image_size: int, eval_crop: float)
     )
 
 
-def _stored_size(side: Side, wanted: int) -> int:
+def _stored_size(side: ImageSet, wanted: int) -> int:
     native = side.pixels.native_size
     return wanted if native is None else min(native, wanted)

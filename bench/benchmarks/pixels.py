@@ -187,10 +187,10 @@ def decoded(paths: Sequence[Path], size: int) -> Iterator[UInt8Array]:
                 else:
                     yield result
     if broken:
-        listed = "\n  ".join(broken[:10])
+        listing = "\n  ".join(broken[:10])
         raise UsageError(
             f"{len(broken)} of {len(paths)} images cannot be decoded; repair or remove them"
-            f"{' (the first 10 are listed)' if len(broken) > 10 else ''}:\n  {listed}"
+            f"{' (the first 10 are listed)' if len(broken) > 10 else ''}:\n  {listing}"
         )
 
 

@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bench.benchmarks.base import Scale, Side, Source, first
+from bench.benchmarks.base import Dataset, ImageSet, Scale, abbreviate
 from methods.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _joined(groups: list[Int64Array]) -> Int64Array:
     return np.sort(np.concatenate([np.empty(0, np.int64), *groups]))
 
 
-def make_split(source: Source, *, tasks: int, seed: int, scale: Scale, eval_on: TestSide) -> Split:
+def make_split(source: Dataset, *, tasks: int, seed: int, scale: Scale, eval_on: TestSide) -> Split:
     """Cut a source for one seed. On validation, a fifth of each training class is held out first and the
     test side is not looked at; then the scale's caps apply to both sides.
 
@@ -154,17 +154,17 @@ def make_split(source: Source, *, tasks: int, seed: int, scale: Scale, eval_on: 
     )
 
 
-def _all_rows(side: Side) -> Int64Array:
+def _all_rows(side: ImageSet) -> Int64Array:
     import numpy as np
 
     return np.arange(len(side), dtype=np.int64)
 
 
-def _capped(side: Side, rows: Int64Array, per_class: int | None) -> Int64Array:
+def _capped(side: ImageSet, rows: Int64Array, per_class: int | None) -> Int64Array:
     return rows[stratified(side.labels[rows], [side.ids[row] for row in rows], per_class)]
 
 
-def _split_sha256(*sides: tuple[Side, Int64Array]) -> str:
+def _split_sha256(*sides: tuple[ImageSet, Int64Array]) -> str:
     total = hashlib.sha256()
     for word, (side, rows) in zip(("train", "test"), sides, strict=True):
         for name, label in sorted((side.ids[row], int(side.labels[row])) for row in rows):
@@ -172,12 +172,12 @@ def _split_sha256(*sides: tuple[Side, Int64Array]) -> str:
     return total.hexdigest()
 
 
-def divide(classes: tuple[str, ...], pool: Side, rows: tuple[Int64Array, Int64Array]) -> Source:
+def split_by_rows(classes: tuple[str, ...], pool: ImageSet, rows: tuple[Int64Array, Int64Array]) -> Dataset:
     """A source whose training and test side are the given rows of one pool of images."""
-    return Source(classes, pool.take(rows[0]), pool.take(rows[1]))
+    return Dataset(classes, pool.take(rows[0]), pool.take(rows[1]))
 
 
-def listed(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Array]:
+def split_from_csv(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Array]:
     """Sorted rows (train, test) by an external list: CSV, header `split,id`, rows `train,<id>`, `test,<id>`.
 
     Images that the list does not name are left out.
@@ -192,12 +192,12 @@ def listed(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Array]:
     row_of = {name: row for row, name in enumerate(ids)}
     if strange := [name for _, name in entries if name not in row_of]:
         raise UsageError(
-            f"{path} lists {len(strange)} images that this benchmark does not have: {first(strange)}; its "
+            f"{path} lists {len(strange)} images that this benchmark does not have: {abbreviate(strange)}; its "
             f"images are named like '{ids[0]}'"
         )
     if twice := [name for name, count in Counter(name for _, name in entries).items() if count > 1]:
         raise UsageError(
-            f"{path} lists {len(twice)} images more than once: {first(twice)}; keep one row of each"
+            f"{path} lists {len(twice)} images more than once: {abbreviate(twice)}; keep one row of each"
         )
     train, test = (
         sorted(row_of[name] for side, name in entries if side == word) for word in ("train", "test")

@@ -38,7 +38,7 @@ class Warmup:
 
 
 @dataclass(frozen=True)
-class Effort:
+class TimingBudget:
     """How much is timed: `calls` a model a round, at most `rounds`, as many as fit into `seconds`.
 
     At least `FEWEST_ROUNDS` are made, or `rounds` if that is less, however long they take.
@@ -50,7 +50,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimingSamples:
     """Seconds of each call, round by round, the same number in each round."""
 
     samples: tuple[float, ...]
@@ -81,7 +81,7 @@ def clock_of(device: torch.device) -> Clock:
     return cuda_clock if device.type == "cuda" else wall_clock
 
 
-def time_in_turns(works: Mapping[str, Work], clock: Clock, effort: Effort) -> dict[str, Timed]:
+def time_in_turns(works: Mapping[str, Work], clock: Clock, effort: TimingBudget) -> dict[str, TimingSamples]:
     """Warm each work up, then time all of them in every round.
 
     The order moves on by one each round, and every other round goes backwards. Before its timed calls a
@@ -92,10 +92,10 @@ def time_in_turns(works: Mapping[str, Work], clock: Clock, effort: Effort) -> di
     rounds = rounds_within(effort, a_round)
     samples: dict[str, list[float]] = {name: [] for name in works}
     for i in range(rounds):
-        for name in turn(list(works), i):
+        for name in round_order(list(works), i):
             works[name]()
             samples[name] += [clock(works[name]) for _ in range(effort.calls)]
-    return {name: Timed(tuple(samples[name]), rounds, warmups[name]) for name in works}
+    return {name: TimingSamples(tuple(samples[name]), rounds, warmups[name]) for name in works}
 
 
 def warm_up(work: Work, clock: Clock) -> Warmup:
@@ -117,12 +117,12 @@ def _window(work: Work, clock: Clock) -> list[float]:
     return seconds
 
 
-def rounds_within(effort: Effort, a_round: float) -> int:
+def rounds_within(effort: TimingBudget, a_round: float) -> int:
     """How many rounds of `a_round` seconds are made."""
     return min(effort.rounds, max(FEWEST_ROUNDS, int(effort.seconds / a_round)))
 
 
-def turn(names: Sequence[str], i: int) -> list[str]:
+def round_order(names: Sequence[str], i: int) -> list[str]:
     """The order of round i: from name i on, around; backwards if i is odd."""
     step = -1 if i % 2 else 1
     return [names[(i + k * step) % len(names)] for k in range(len(names))]

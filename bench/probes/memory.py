@@ -81,10 +81,10 @@ def meter_of(device: torch.device) -> Meter | None:
     return ResidentMeter() if _can_restart() else None
 
 
-class Highest:
+class PeakMemoryTracker:
     """The highest point over several stretches of work in this process.
 
-    Made before the model is built: what is in use then is the baseline. `found` is None until a stretch was
+    Made before the model is built: what is in use then is the baseline. `peak` is None until a stretch was
     watched, and where there is no meter.
     """
 
@@ -92,10 +92,10 @@ class Highest:
         settle()
         self.meter = meter_of(device)
         self.baseline = self.meter.now() if self.meter else 0
-        self.found: Peak | None = None
+        self.peak: Peak | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def track(self) -> Iterator[None]:
         """Take a stretch of work into account."""
         if self.meter is None:
             yield
@@ -104,7 +104,7 @@ class Highest:
         self.meter.restart()
         yield
         peak = self.meter.highest(self.baseline)
-        self.found = max(self.found or peak, peak, key=lambda p: p.peak)
+        self.peak = max(self.peak or peak, peak, key=lambda p: p.peak)
 
 
 def settle() -> None:

@@ -21,7 +21,7 @@ class Phases:
     images: int
 
 
-class Witness(SupervisedPlugin):  # type: ignore[misc]
+class PhaseTimer(SupervisedPlugin):  # type: ignore[misc]
     """Writes down when an experience begins and ends for the plugins at its place in the list."""
 
     began = ended = 0.0
@@ -39,7 +39,7 @@ class Witness(SupervisedPlugin):  # type: ignore[misc]
 
 def phases_of(strategy: Any) -> Phases:
     """Those of the experience that has just ended; the strategy's two witnesses stand around its method."""
-    before, after = (plugin for plugin in strategy.plugins if isinstance(plugin, Witness))
+    before, after = (plugin for plugin in strategy.plugins if isinstance(plugin, PhaseTimer))
     return Phases(after.began - before.began, after.ended - before.ended, before.images)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import measure, plan
+from bench.cell.progress import Message, Observer
 from bench.cli import main
-from bench.executors import alone
-from bench.executors.alone import Answer, Share
-from bench.progress import News, Observe
+from bench.grid import plan
+from bench.grid import sessions as measure
+from bench.grid.executors.worker_process import Resources, WorkerResult
 from tests.conftest import synthetic
 
 
@@ -34,28 +34,28 @@ def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.numpy(), y.numpy()
 
 
-def here(work: Callable[..., Any], *arguments: Any, share: Share, observe: Any, stop: Any) -> Any:
-    """In place of `bench.executors.alone.alone`: in this process, where a test can watch the work."""
+def here(work: Callable[..., Any], *arguments: Any, share: Resources, observe: Any, stop: Any) -> Any:
+    """In place of `bench.grid.executors.worker_process.alone`: in this process, where a test can watch the work."""
     return work(*arguments, observe)
 
 
 class Done:
-    """In place of `bench.executors.alone.Running`: work that was done in this process, and told later."""
+    """In place of `bench.grid.executors.worker_process.Worker`: work that was done in this process, and told later."""
 
-    overdue = False
+    timed_out = False
 
     def __init__(
-        self, work: Callable[..., Any], *arguments: Any, share: Share, seconds: float | None
+        self, work: Callable[..., Any], *arguments: Any, share: Resources, seconds: float | None
     ) -> None:
-        self.news: list[News] = []
+        self.news: list[Message] = []
         self.connection, self.other = multiprocessing.Pipe(duplex=False)
         self.other.send("there is something to be heard")
         try:
-            self.answer = Answer(work(*arguments, self.news.append))
+            self.answer = WorkerResult(work(*arguments, self.news.append))
         except Exception as error:  # as a process of its own does
-            self.answer = Answer(error=error)
+            self.answer = WorkerResult(error=error)
 
-    def listen(self, observe: Observe) -> Answer:
+    def listen(self, observe: Observer) -> WorkerResult:
         for news in self.news:
             observe(news)
         return self.answer
@@ -78,7 +78,7 @@ def cli(
     monkeypatch.setattr(measure, "BATCHES", {"cpu": (1, 2)})
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        for remembered in (plan.open_benchmark, plan.open_source, plan.find_backbone, plan._images):
+        for remembered in (plan.open_benchmark, plan.open_dataset, plan.find_backbone, plan._images):
             remembered.cache_clear()  # every command is a process of its own
         status = main(list(arguments))
         printed = capsys.readouterr()

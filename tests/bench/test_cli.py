@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bench.backbone import MICRO_NAME
+from bench.cell.backbone import MICRO_NAME
 from bench.record import RECORD_NAME, SCHEMA, read
 from tests.conftest import tiny_vit
 
@@ -373,10 +373,10 @@ def test_validation_never_opens_the_test_images(cli, tmp_path):
 def test_list_tells_what_exists_and_whether_its_data_are_here(cli):
     status, out, _ = cli("list", "--json")
     assert status == 0
-    listed = {item["name"]: item for item in json.loads(out)}
-    assert {"finetune", "linear-probe", "ncm", "joint", "digits", "cifar100"} <= set(listed)
-    assert "not on this machine" in listed["cifar100"]["data"]
-    assert "path=FOLDER" in listed["image-folder"]["data"]
+    split_from_csv = {item["name"]: item for item in json.loads(out)}
+    assert {"finetune", "linear-probe", "ncm", "joint", "digits", "cifar100"} <= set(split_from_csv)
+    assert "not on this machine" in split_from_csv["cifar100"]["data"]
+    assert "path=FOLDER" in split_from_csv["image-folder"]["data"]
     assert "digits" in cli("list")[1]
 
 
@@ -399,7 +399,7 @@ def test_starting_up_imports_nothing_heavy(arguments, tmp_path):
 
 
 def test_doctor_tells_what_is_here_and_downloads_nothing(cli, monkeypatch):
-    monkeypatch.setattr("bench.backbone.urlopen", no_network)
+    monkeypatch.setattr("bench.cell.backbone.urlopen", no_network)
     monkeypatch.setattr("bench.benchmarks.download.urlopen", no_network, raising=False)
     status, out, _ = cli("doctor")
     assert status == 0

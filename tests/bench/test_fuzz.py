@@ -18,9 +18,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bench import checkpoint, cli, command
+from bench import cli
+from bench import run_command as command
 from bench.benchmarks import BENCHMARKS
-from bench.checkpoint import DamagedError, State
+from bench.cell import checkpoint
+from bench.cell.checkpoint import DamagedError, State
 from bench.record import RECORD_NAME, Record, RecordError, read, read_readable, to_json
 from bench.spec import (
     Cell,
@@ -449,14 +451,14 @@ def holds(found: Any, told: Any) -> bool:
     return found == told and isinstance(found, bool) == isinstance(told, bool)
 
 
-def places(value: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
+def paths(value: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
     """Where there is something in a JSON value: keys and indices from the outside."""
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield (*above, key)
-        yield from places(value[key], *above, key)
+        yield from paths(value[key], *above, key)
 
 
-PLACES = list(places(json.loads(WHOLE)))
+PLACES = list(paths(json.loads(WHOLE)))
 
 
 def put(place: tuple[str | int, ...], change: Callable[[Any, Any], None]) -> dict[str, Any]:

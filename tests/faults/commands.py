@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench import checkpoint
-from bench.claims import FOLDER as LOCKS
+from bench.cell import checkpoint
+from bench.grid.locks import FOLDER as LOCKS
 from bench.record import RECORD_NAME, Record, read
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import checkpoint
-from bench.backbone import MICRO_WEIGHTS
+from bench.cell import checkpoint
+from bench.cell.backbone import MICRO_WEIGHTS
 from bench.record import RECORD_NAME, SCHEMA
 from tests.faults.commands import TASKS, cell_of, check_states, contents, facts, grid_of, on_disk, record_of
 
@@ -138,7 +138,7 @@ DAMAGE = {truncate: "truncated", flip: "a bit flipped"}
 @pytest.mark.parametrize("which", [[2], [1], [1, 2]], ids=["the last", "the first", "both"])
 @pytest.mark.parametrize("damage", [truncate, flip], ids=["truncated", "a bit flipped"])
 def test_a_damaged_state_is_set_aside(damage, which, interrupted, start, whole, drill):
-    kept = checkpoint.kept(cell_of(interrupted, "finetune"))
+    kept = checkpoint.list_checkpoints(cell_of(interrupted, "finetune"))
     for n in which:
         damage(kept[n])
     damaged = {n: kept[n].read_bytes() for n in which}
@@ -173,7 +173,7 @@ def test_a_damaged_state_is_set_aside(damage, which, interrupted, start, whole, 
 def test_a_damaged_state_that_waits_to_be_measured_costs_the_measurement_only(
     damage, unmeasured, run, whole, drill
 ):
-    path = checkpoint.kept(cell_of(unmeasured, "finetune"))[3]
+    path = checkpoint.list_checkpoints(cell_of(unmeasured, "finetune"))[3]
     damage(path)
     result = run(*grid_of("finetune"))
     assert result.status == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import checkpoint
+from bench.cell import checkpoint
 from bench.record import RECORD_NAME
 from tests.faults.commands import (
     TASKS,
@@ -38,7 +38,7 @@ AT_ANY_MOMENT = re.compile(r"[a-z0-9-]+/(record\.json|states/\d|\.record\.json\.
 
 def last_state(results: Path, method: str) -> int:
     folders = list(results.glob(f"{method}-digits-*"))
-    return max(checkpoint.kept(folders[0]), default=0) if folders else 0
+    return max(checkpoint.list_checkpoints(folders[0]), default=0) if folders else 0
 
 
 def is_recorded(results: Path, method: str) -> bool:
@@ -184,7 +184,7 @@ def test_one_thing_after_another_happens_to_a_cell_and_it_is_right_in_the_end(st
         states = {"finetune/states/1", f"finetune/states/{reached[-1]}"}
         assert on_disk(command.results) == {"finetune/record.json", "ncm/record.json", *states}
 
-    path = checkpoint.kept(cell_of(command.results, "finetune"))[reached[-1]]
+    path = checkpoint.list_checkpoints(cell_of(command.results, "finetune"))[reached[-1]]
     path.write_bytes(path.read_bytes()[:-100])
     command = start(*grid_of("finetune,ncm"))
     command.wait_for_words("is damaged: its content does not have the hash in its name; it was set aside")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench.stopping import ONE_PRESS
+from bench.grid.stopping import ONE_PRESS
 from tests.faults.commands import TASKS, cell_of, check_states, facts, grid_of, on_disk, record_of, statuses
 from tests.faults.misbehaving import install
 

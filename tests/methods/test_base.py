@@ -11,7 +11,7 @@ from avalanche.training.supervised import Naive
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from methods.base import Method, autocast_of, claim, clean_batches, trainable
+from methods.base import Method, autocast_of, reset_optimizer, clean_batches, trainable
 from tests.conftest import synthetic, tiny_vit
 
 
@@ -21,7 +21,7 @@ def test_claiming_replaces_the_content_and_forgets_rates_and_momentum():
     old.sum().backward()
     optimizer.step()
     optimizer.param_groups[0]["lr"] = 1e-9
-    claim(optimizer, [new])
+    reset_optimizer(optimizer, [new])
     assert [p for group in optimizer.param_groups for p in group["params"]] == [new]
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.9)
@@ -37,7 +37,7 @@ def test_a_claimed_optimiser_keeps_the_handle_of_its_scheduler():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     new = nn.Parameter(torch.ones(1))
-    claim(optimizer, [new])
+    reset_optimizer(optimizer, [new])
     new.sum().backward()
     optimizer.step()
     scheduler.step()

@@ -33,14 +33,14 @@ def test_what_an_experience_leaves_behind_stays_as_promised(name, trained):
     run = trained(name)
     for task, then in enumerate(run.after):
         for later in run.after[task:]:
-            assert all(torch.equal(then[key], later[key]) for key in run.method.promised(task))
+            assert all(torch.equal(then[key], later[key]) for key in run.method.frozen_after(task))
 
 
 def test_what_stays_as_promised_is_out_of_the_optimisers_reach(name, trained):
     run = trained(name)
     parameters = dict(run.model.named_parameters())
-    promised = [key for task in range(3) for key in run.method.promised(task)]
-    assert not any(parameters[key].requires_grad for key in promised)
+    frozen_after = [key for task in range(3) for key in run.method.frozen_after(task)]
+    assert not any(parameters[key].requires_grad for key in frozen_after)
 
 
 def test_the_loss_falls_in_every_experience_that_is_trained(name, trained):
@@ -98,7 +98,7 @@ def test_only_classes_seen_can_be_predicted(name, experiences, images):
 
 
 def test_learning_goes_on_from_a_state_as_if_it_had_not_stopped(name):
-    if METHODS[name].load().waits_for_all:
+    if METHODS[name].load().trains_jointly:
         pytest.skip("keeps all images; there is no state to go on from")
     whole = Run(name, epochs=2, experiences=2)
     parted = Run(name, epochs=2, experiences=2)

@@ -735,13 +735,13 @@ def test_an_evaluation_is_one_pass_a_batch():
         (0.5, "none", "none", 0, []),
     ],
 )
-def test_only_blocks_that_are_asked_look(score_depth, gate, calibration, looking, scored, images):
+def test_only_blocks_that_are_asked_look(score_depth, gate, calibration, eval_no_grad, scored, images):
     state = learnt_with(gate=gate, score_depth=score_depth).states[-1]
     method, model = restored(state, score_depth=score_depth, gate=gate, calibration=calibration)
     read_out = Mock(wraps=features)
     with torch.no_grad(), patch.object(duallora, "features", read_out):
         model(images)
-    assert read_out.call_count == looking
+    assert read_out.call_count == eval_no_grad
     assert sorted(method.trail.relevance) == scored
 
 
@@ -846,7 +846,7 @@ def test_diagnostics_are_what_an_evaluation_showed():
     assert found["task_confidence"] == pytest.approx(sum(sure) / len(sure), abs=1e-4)
     for name, gates in {"gate_own": own, "gate_earlier": earlier, "gate_later": later}.items():
         assert found[name] == pytest.approx(torch.cat(gates, 1).mean(1).tolist(), abs=1e-4)
-    assert set(learnt.method.diagnostics()) | set(found) <= set(DualLora.describes)
+    assert set(learnt.method.diagnostics()) | set(found) <= set(DualLora.diagnostic_help)
 
 
 # ---- state ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from methods.base import Method, clean_batches, looking, trainable
+from methods.base import Method, clean_batches, eval_no_grad, trainable
 from methods.errors import UsageError
 from methods.inflora import Branch, InfLora, input_moments
 from methods.vit import embed, open_seams, watching
@@ -57,7 +57,7 @@ class Look:
 def inputs_of(model: Any, batches: list[Tensor]) -> list[Tensor]:
     """Every block's normalised inputs (tokens, D), float64."""
     seen: list[list[Tensor]] = [[] for _ in model.blocks]
-    with looking(model), watching(open_seams(model), lambda i, x: seen[i].append(x.double().flatten(0, 1))):
+    with eval_no_grad(model), watching(open_seams(model), lambda i, x: seen[i].append(x.double().flatten(0, 1))):
         for x in batches:
             model.forward_features(x)
     return [torch.cat(parts) for parts in seen]
@@ -65,7 +65,7 @@ def inputs_of(model: Any, batches: list[Tensor]) -> list[Tensor]:
 
 def look(strategy: Any, method: InfLora, batches: list[Tensor]) -> Look:
     model, images = strategy.model, synthetic(per_class=3, seed=1)[0]
-    with looking(model):
+    with eval_no_grad(model):
         features = embed(model, images)
         logits = model(images) if len(model.head.tasks) else None
     learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
@@ -73,7 +73,7 @@ def look(strategy: Any, method: InfLora, batches: list[Tensor]) -> Look:
     return Look(copy_of(model), memory, learning, features, logits, inputs_of(model, batches))
 
 
-class Witness(SupervisedPlugin):
+class PhaseTimer(SupervisedPlugin):
     """Looks at every experience before it, once its branch is in place, once trained, and when it is over."""
 
     def __init__(self) -> None:
@@ -111,13 +111,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", params=list(OPTIONS))
 def learnt(request) -> SimpleNamespace:
     """A run and what a witness saw of it; the options differ in when the complement is kept."""
-    witness = Witness()
+    witness = PhaseTimer()
     run = Run("inflora", epochs=4, plugins=[witness], vit=tiny_vit, **OPTIONS[request.param])
     return SimpleNamespace(name=request.param, run=run, witness=witness, hyper=run.method.hyper)
 
 
 @pytest.fixture(scope="module")
-def seen(learnt) -> Witness:
+def seen(learnt) -> PhaseTimer:
     return learnt.witness
 
 
@@ -238,7 +238,7 @@ def test_old_inputs_are_answered_as_before_up_to_what_the_memory_does_not_hold(s
 
 def test_a_random_design_would_disturb_old_inputs_much_more():
     """The same trained ups behind random rows: the control of the test above."""
-    seen = Witness()
+    seen = PhaseTimer()
     Run("inflora", epochs=4, plugins=[seen], vit=tiny_vit, energy="sigma2", lamb=0.99)
     begun, trained, old = seen.begun[1], seen.trained[1], seen.over[0]
     rows = torch.randn(RANK, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -294,7 +294,7 @@ def test_the_threshold_grows_with_the_experiences_done_over_all_there_are():
 def test_diagnostics_say_what_they_describe_of_every_block(learnt):
     hyper = learnt.hyper
     for task, said in enumerate(learnt.witness.said):
-        assert set(said) == set(InfLora.describes)
+        assert set(said) == set(InfLora.diagnostic_help)
         assert said["threshold"] == pytest.approx(hyper.lamb + (hyper.lame - hyper.lamb) * task / 3)
         assert len(said["subspace_size"]) == len(said["captured_energy"]) == BLOCKS
         for share in said["captured_energy"]:
@@ -387,12 +387,12 @@ def test_moments_are_those_of_augmented_images():
     """By Avalanche's transforms for training, or by the collate function a strategy has for the purpose."""
     asked = []
 
-    def look_collate(items: list[Any]) -> tuple[Tensor, Tensor]:
+    def statistics_collate(items: list[Any]) -> tuple[Tensor, Tensor]:
         asked.append(len(items))
         return halved(torch.stack([x for x, *_ in items])), torch.tensor([y for _, y, *_ in items])
 
     expected = direct(halved(synthetic(per_class=4)[0]))
-    for strategy in (looker(halved), looker(look_collate=look_collate)):
+    for strategy in (looker(halved), looker(statistics_collate=statistics_collate)):
         for mean, other in zip(moments_of(strategy), expected, strict=True):
             torch.testing.assert_close(mean, other, rtol=1e-4, atol=1e-5)
     assert asked == [7, 7, 7, 3]

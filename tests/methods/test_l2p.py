@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.batches import AUGMENTATIONS
-from bench.strategy import SCHEDULES
+from bench.cell.batches import AUGMENTATIONS
+from bench.cell.strategy import SCHEDULES
 from methods.errors import UsageError
 from methods.l2p import L2P, L2PHyper, most_frequent
 from methods.prompts import cosine
@@ -71,7 +71,7 @@ def test_the_pool_is_shared_by_all_experiences():
     assert run.method.prompter.prompts.shape[0] == 10
     for earlier, later in zip(run.after[:-1], run.after[1:], strict=True):
         assert not torch.equal(earlier["prompts.prompts"], later["prompts.prompts"])
-    assert set(run.method.promised(0)) == {"head.tasks.0.weight", "head.tasks.0.bias"}
+    assert set(run.method.frozen_after(0)) == {"head.tasks.0.weight", "head.tasks.0.bias"}
 
 
 def test_prompts_and_keys_start_small_and_positive():

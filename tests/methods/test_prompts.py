@@ -302,11 +302,11 @@ def test_a_vit_b_has_as_many_parameters_as_published(name):
 @every
 def test_what_was_chosen_is_told_by_experience_of_the_test_images(name):
     run = Run(name, epochs=1)
-    assert set(run.method.diagnostics()) <= set(run.method.describes)
+    assert set(run.method.diagnostics()) <= set(run.method.diagnostic_help)
     assert run.method.choices not in run.method.diagnostics()  # nothing was evaluated yet
     run.strategy.eval(run.benchmark.test_stream)
     found = run.method.diagnostics()
-    assert set(found) == set(run.method.describes)
+    assert set(found) == set(run.method.diagnostic_help)
     lines, everything = [], []
     for experience in run.benchmark.test_stream:
         with torch.no_grad():

@@ -260,7 +260,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
     return draw
 
 
-def places_of(panels: list[Any]) -> list[tuple[int, int]]:
+def paths_from(panels: list[Any]) -> list[tuple[int, int]]:
     """(line, column) of each, from 0, as a reader sees them."""
     corners = [(round(-axes.get_position().y1, 6), round(axes.get_position().x0, 6)) for axes in panels]
     tops, lefts = (sorted({corner[i] for corner in corners}) for i in (0, 1))
@@ -298,7 +298,7 @@ def test_a_diagnostic_has_one_scale_for_all_methods(make: Make, drawn: Any) -> N
 
 def test_there_are_at_most_four_panels_in_a_line(make: Make, drawn: Any) -> None:
     figure = drawn(*(make(name, 0, tasks=1, **telling(gate=[[0.2, 0.4]])) for name in "abcdef"))
-    assert places_of(heat_maps(figure)) == [
+    assert paths_from(heat_maps(figure)) == [
         (0, 0),
         (0, 1),
         (0, 2),
@@ -342,7 +342,7 @@ def test_every_table_has_a_scale_of_its_own_from_zero(make: Make, drawn: Any) ->
     titles = ["a, seed 0:\nchoices", "b, seed 0:\nchoices", "a, seed 0:\nweights"]
     assert [axes.get_title(loc="left") for axes in panels] == titles
     assert [axes.images[0].get_clim() for axes in panels] == [(0.0, 0.4), (0.0, 0.9), (0.0, 1.0)]
-    assert places_of(panels) == [(0, 0), (0, 1), (1, 0)]
+    assert paths_from(panels) == [(0, 0), (0, 1), (1, 0)]
 
 
 @pytest.mark.parametrize(("lines", "columns", "count"), [(1, 10, 10), (10, 10, 100), (1, 11, 0), (11, 2, 0)])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bench.benchmarks.base import DATA_VARIABLE, Scale, Side, Source, data_roots, first
+from bench.benchmarks.base import DATA_VARIABLE, Scale, ImageSet, Dataset, data_roots, abbreviate
 from bench.benchmarks.pixels import ArrayPixels
 from methods.errors import UsageError
 
 
-def side(ids: tuple[str, ...], labels: list[int], shade: int = 0) -> Side:
-    return Side(ids, np.array(labels), ArrayPixels(np.full((len(ids), 2, 2, 3), shade, np.uint8)))
+def side(ids: tuple[str, ...], labels: list[int], shade: int = 0) -> ImageSet:
+    return ImageSet(ids, np.array(labels), ArrayPixels(np.full((len(ids), 2, 2, 3), shade, np.uint8)))
 
 
 def test_roots_are_searched_in_the_documented_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +46,8 @@ def test_names_and_labels_must_belong_together() -> None:
 
 
 def test_data_hash_covers_content_names_and_classes_but_not_the_cut() -> None:
-    def sha(train: Side, test: Side, classes: tuple[str, ...] = ("x", "y")) -> str:
-        return Source(classes, train, test).sha256
+    def sha(train: ImageSet, test: ImageSet, classes: tuple[str, ...] = ("x", "y")) -> str:
+        return Dataset(classes, train, test).sha256
 
     train, test = side(("a", "b"), [0, 1]), side(("c", "d"), [0, 1])
     assert sha(train, test) == sha(test, train)
@@ -58,8 +58,8 @@ def test_data_hash_covers_content_names_and_classes_but_not_the_cut() -> None:
 
 
 def test_long_lists_are_cut_in_messages() -> None:
-    assert first(["a", "b", "c"], 2) == "a, b and 1 more"
-    assert first(["a", "b"], 2) == "a, b"
+    assert abbreviate(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert abbreviate(["a", "b"], 2) == "a, b"
 
 
 def test_listing_imports_nothing_heavy() -> None:

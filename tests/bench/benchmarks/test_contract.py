@@ -35,7 +35,7 @@ def opened(
     return cls(cls.Options(**options[request.param])), (cifar_root,)
 
 
-def cut(opened: Opened, **changed: Any) -> Split:
+def split_of(opened: Opened, **changed: Any) -> Split:
     benchmark, roots = opened
     asked = {"tasks": benchmark.default_tasks, "seed": 1, "eval_on": "test"} | changed
     return make_split(benchmark.open(roots), scale=benchmark.scales["smoke"], **asked)
@@ -66,7 +66,7 @@ def test_its_attributes_are_legal(opened: Opened) -> None:
 def test_it_opens_to_the_same_content_twice(opened: Opened) -> None:
     benchmark, roots = opened
     assert benchmark.open(roots).sha256 == benchmark.open(roots).sha256
-    assert cut(opened).sha256 == cut(opened).sha256
+    assert split_of(opened).sha256 == split_of(opened).sha256
 
 
 def test_its_sides_are_disjoint_and_labelled(opened: Opened) -> None:
@@ -80,7 +80,7 @@ def test_its_sides_are_disjoint_and_labelled(opened: Opened) -> None:
 
 def test_smoke_is_small_and_balanced(opened: Opened) -> None:
     benchmark, roots = opened
-    source, split = benchmark.open(roots), cut(opened)
+    source, split = benchmark.open(roots), split_of(opened)
     smoke = benchmark.scales["smoke"]
     assert np.bincount(source.train.labels[split.train_rows]).max() == smoke.train_per_class
     assert np.bincount(source.test.labels[split.test_rows]).max() <= (smoke.test_per_class or 0)
@@ -88,7 +88,7 @@ def test_smoke_is_small_and_balanced(opened: Opened) -> None:
 
 def test_arrays_agree_with_the_source(opened: Opened) -> None:
     benchmark, roots = opened
-    source, split = benchmark.open(roots), cut(opened)
+    source, split = benchmark.open(roots), split_of(opened)
     arrays = loaded(opened, split)
     assert len(arrays.train_x) == len(arrays.train_y) == len(split.train_rows)
     assert len(arrays.test_x) == len(arrays.test_y) == len(split.test_rows)
@@ -103,7 +103,7 @@ def test_arrays_agree_with_the_source(opened: Opened) -> None:
 
 
 def test_tasks_are_contiguous_labels(opened: Opened) -> None:
-    split = cut(opened, tasks=3)
+    split = split_of(opened, tasks=3)
     tasks = loaded(opened, split).task_of_class
     assert np.bincount(tasks).tolist() == list(split.task_sizes)
     assert np.all(np.diff(tasks) >= 0)
@@ -111,7 +111,7 @@ def test_tasks_are_contiguous_labels(opened: Opened) -> None:
 
 def test_images_are_stored_for_the_crop_and_never_enlarged(opened: Opened) -> None:
     benchmark, roots = opened
-    split = cut(opened)
+    split = split_of(opened)
     native = benchmark.open(roots).train.pixels.native_size
     for image_size in (4, 16, 56):
         wanted = round(image_size / benchmark.eval_crop)

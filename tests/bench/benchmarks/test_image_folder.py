@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.benchmarks.base import Source
+from bench.benchmarks.base import Dataset
 from bench.benchmarks.image_folder import ImageFolder, ImageFolderOptions, resolve
 from bench.benchmarks.imagenet_r import ImageNetR, ImageNetROptions
 from methods.errors import MissingError, UsageError
@@ -14,7 +14,7 @@ from methods.errors import MissingError, UsageError
 Folder = Callable[..., Path]
 
 
-def opened(folder: Path, split: Path | None = None) -> Source:
+def opened(folder: Path, split: Path | None = None) -> Dataset:
     return ImageFolder(ImageFolderOptions(path=folder, split=split)).open([folder.parent / "root"])
 
 
@@ -27,7 +27,7 @@ def test_a_plain_folder_is_held_out_from(tmp_path: Path, class_folders: Folder) 
     assert all(name.startswith(source.classes[label]) for name, label in pairs(source))
 
 
-def pairs(source: Source) -> list[tuple[str, int]]:
+def pairs(source: Dataset) -> list[tuple[str, int]]:
     return [
         *zip(source.train.ids, source.train.labels, strict=True),
         *zip(source.test.ids, source.test.labels, strict=True),

@@ -167,15 +167,15 @@ def test_full_disk_warns_and_leaves_nothing(files: FilePixels, monkeypatch: pyte
 
 def test_every_broken_image_is_named(files: FilePixels, tmp_path: Path, picture: Picture) -> None:
     whole = picture(tmp_path / "whole.jpg", size=(64, 64)).read_bytes()
-    cut, text = tmp_path / "cut.jpg", tmp_path / "text.png"
-    cut.write_bytes(whole[: len(whole) // 2])
+    truncated, text = tmp_path / "cut.jpg", tmp_path / "text.png"
+    truncated.write_bytes(whole[: len(whole) // 2])
     text.write_text("no image")
-    broken = FilePixels((files.paths[0], cut, files.paths[1], text), files.cache)
+    broken = FilePixels((files.paths[0], truncated, files.paths[1], text), files.cache)
     with pytest.raises(UsageError) as caught:
         broken.decode(8)
     message = str(caught.value)
     assert message.startswith("2 of 4 images cannot be decoded")
-    assert f"{cut} (" in message
+    assert f"{truncated} (" in message
     assert f"{text} (not an image)" in message
     assert list(files.cache.iterdir()) == []
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.benchmarks.base import Scale, Side, Source
+from bench.benchmarks.base import Scale, ImageSet, Dataset
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import (
     class_order,
-    divide,
+    split_by_rows,
     hold_out,
-    listed,
+    split_from_csv,
     make_split,
     stratified,
     task_sizes,
@@ -32,14 +32,14 @@ def labelled(counts: list[int]) -> tuple[np.ndarray, list[str]]:
     return labels, [f"class{label}/{row}" for row, label in enumerate(labels)]
 
 
-def side_of(counts: list[int], prefix: str = "") -> Side:
+def side_of(counts: list[int], prefix: str = "") -> ImageSet:
     labels, ids = labelled(counts)
     names = tuple(prefix + name for name in ids)
-    return Side(names, labels, ArrayPixels(np.zeros((len(ids), 2, 2, 3), np.uint8)))
+    return ImageSet(names, labels, ArrayPixels(np.zeros((len(ids), 2, 2, 3), np.uint8)))
 
 
-def source_of(train: list[int], test: list[int]) -> Source:
-    return Source(tuple(f"class{c}" for c in range(len(train))), side_of(train), side_of(test, "test-"))
+def source_of(train: list[int], test: list[int]) -> Dataset:
+    return Dataset(tuple(f"class{c}" for c in range(len(train))), side_of(train), side_of(test, "test-"))
 
 
 some_counts = st.lists(st.integers(2, 30), min_size=1, max_size=8)
@@ -181,7 +181,7 @@ def test_split_hash_is_of_the_images_and_not_of_the_order() -> None:
 
 def test_split_hash_tells_the_sides_apart() -> None:
     pool = side_of([3])
-    early, late = (divide(("class0",), pool, (np.arange(cut), np.arange(cut, 3))) for cut in (1, 2))
+    early, late = (split_by_rows(("class0",), pool, (np.arange(cut), np.arange(cut, 3))) for cut in (1, 2))
     first, second = (make_split(s, tasks=1, seed=0, scale=ALL, eval_on="test") for s in (early, late))
     assert first.sha256 != second.sha256
 
@@ -200,9 +200,9 @@ IDS = ["a/1", "a/2", "b/1", "b/2"]
 
 
 def test_external_list_may_move_any_image_and_leave_some_out(split_list: Callable[..., Path]) -> None:
-    train, test = listed(IDS, split_list("train,b/2", "test,a/1", "train,a/2", "test,b/1"))
+    train, test = split_from_csv(IDS, split_list("train,b/2", "test,a/1", "train,a/2", "test,b/1"))
     assert (train.tolist(), test.tolist()) == ([1, 3], [0, 2])
-    train, test = listed(IDS, split_list("train,a/2", "test,a/1"))
+    train, test = split_from_csv(IDS, split_list("train,a/2", "test,a/1"))
     assert (train.tolist(), test.tolist()) == ([1], [0])
 
 
@@ -220,20 +220,20 @@ def test_wrong_external_list_names_the_rows(
     rows: tuple[str, ...], sentence: str, split_list: Callable[..., Path]
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
-        listed(IDS, split_list(*rows))
+        split_from_csv(IDS, split_list(*rows))
 
 
 def test_external_list_needs_its_header(split_list: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="must begin with the line 'split,id', not 'id,split'"):
-        listed(IDS, split_list("train,a/1", header="id,split"))
+        split_from_csv(IDS, split_list("train,a/1", header="id,split"))
 
 
 def test_absent_external_list_is_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"nowhere\.csv"):
-        listed(IDS, tmp_path / "nowhere.csv")
+        split_from_csv(IDS, tmp_path / "nowhere.csv")
 
 
 def test_a_class_without_test_images_is_named() -> None:
     pool = side_of([2, 2])
     with pytest.raises(UsageError, match="1 of 2 classes have no test image: class1"):
-        divide(("class0", "class1"), pool, (np.array([0, 2, 3]), np.array([1])))
+        split_by_rows(("class0", "class1"), pool, (np.array([0, 2, 3]), np.array([1])))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.probes import latency
-from bench.probes.latency import Effort, rounds_within, time_in_turns, turn, wall_clock, warm_up
+from bench.probes.latency import TimingBudget, rounds_within, time_in_turns, round_order, wall_clock, warm_up
 
 
 class Sleeper(torch.nn.Module):
@@ -33,7 +33,7 @@ def script(*seconds: float) -> Callable[[object], float]:
 def test_a_model_that_sleeps_takes_as_long_as_it_sleeps() -> None:
     x = torch.zeros(1)
     works = {f"{s}": lambda s=s: Sleeper(s)(x) for s in (0.002, 0.02)}
-    found = time_in_turns(works, wall_clock, Effort(rounds=3, calls=2, seconds=60))
+    found = time_in_turns(works, wall_clock, TimingBudget(rounds=3, calls=2, seconds=60))
     for name, timed in found.items():
         assert min(timed.samples) >= float(name)  # a sleep is never shorter; how much longer is the machine's
     short, long = (min(timed.samples) for timed in found.values())
@@ -49,7 +49,7 @@ def test_every_model_is_called_once_untimed_before_its_timed_calls_of_a_round() 
         said[-1] += "!"
         return 1.0
 
-    found = time_in_turns(works, clock, Effort(rounds=2, calls=2, seconds=1e9))
+    found = time_in_turns(works, clock, TimingBudget(rounds=2, calls=2, seconds=1e9))
     in_rounds = said[sum(timed.warmup.calls for timed in found.values()) :]
     assert in_rounds == ["a", "a!", "a!", "b", "b!", "b!", "b", "b!", "b!", "a", "a!", "a!"]
     assert [len(timed.samples) for timed in found.values()] == [4, 4]
@@ -80,15 +80,15 @@ def test_a_slow_model_is_warmed_up_by_few_calls() -> None:
     [(0.1, 20), (3.0, 10), (29.0, latency.FEWEST_ROUNDS), (900.0, latency.FEWEST_ROUNDS)],
 )
 def test_rounds_are_those_that_fit_and_a_few_at_least(a_round: float, rounds: int) -> None:
-    assert rounds_within(Effort(rounds=20, calls=1, seconds=30.0), a_round) == rounds
+    assert rounds_within(TimingBudget(rounds=20, calls=1, seconds=30.0), a_round) == rounds
 
 
 def test_fewer_rounds_than_the_least_can_be_asked_for() -> None:
-    assert rounds_within(Effort(rounds=1, calls=1, seconds=30.0), 900.0) == 1
+    assert rounds_within(TimingBudget(rounds=1, calls=1, seconds=30.0), 900.0) == 1
 
 
 def test_every_model_comes_first_in_turn() -> None:
-    orders = [turn(list("abc"), i) for i in range(6)]
+    orders = [round_order(list("abc"), i) for i in range(6)]
     assert {order[0] for order in orders} == set("abc")
     assert orders[0] == ["a", "b", "c"]
     assert orders[1] == ["b", "a", "c"]

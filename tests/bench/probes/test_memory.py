@@ -11,7 +11,7 @@ import torch
 
 from bench.costs import Peak
 from bench.probes import memory
-from bench.probes.memory import CudaMeter, Highest, ResidentMeter, meter_of
+from bench.probes.memory import CudaMeter, PeakMemoryTracker, ResidentMeter, meter_of
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -26,45 +26,45 @@ def hold(mebibytes: int) -> torch.Tensor:
 
 @on_linux
 def test_a_tensor_of_known_bytes_is_seen_though_it_is_gone_again() -> None:
-    found = Highest(CPU)
-    with found.watching():
+    peak = PeakMemoryTracker(CPU)
+    with peak.track():
         hold(64)
-    assert found.found is not None
-    assert 60 * MIB < found.found.above < 90 * MIB
-    assert found.found.reserved is None
-    assert found.meter is not None
-    assert found.meter.kind == "rss"
+    assert peak.peak is not None
+    assert 60 * MIB < peak.peak.above < 90 * MIB
+    assert peak.peak.reserved is None
+    assert peak.meter is not None
+    assert peak.meter.kind == "rss"
 
 
 @on_linux
 def test_what_came_before_a_stretch_is_not_its_peak() -> None:
-    found = Highest(CPU)
+    peak = PeakMemoryTracker(CPU)
     hold(128)
     gc.collect()
-    with found.watching():
+    with peak.track():
         hold(16)
-    assert found.found is not None
-    assert found.found.above < 100 * MIB
+    assert peak.peak is not None
+    assert peak.peak.above < 100 * MIB
 
 
 @on_linux
 def test_the_highest_of_several_stretches_counts() -> None:
-    found = Highest(CPU)
+    peak = PeakMemoryTracker(CPU)
     for size in (8, 96, 4):
-        with found.watching():
+        with peak.track():
             hold(size)
-    assert found.found is not None
-    assert 90 * MIB < found.found.above < 130 * MIB
+    assert peak.peak is not None
+    assert 90 * MIB < peak.peak.above < 130 * MIB
 
 
 @on_linux
 def test_what_is_kept_stays_in_the_peak_of_later_stretches() -> None:
-    found = Highest(CPU)
+    peak = PeakMemoryTracker(CPU)
     kept = hold(64)
-    with found.watching():
+    with peak.track():
         pass
-    assert found.found is not None
-    assert found.found.above > 60 * MIB
+    assert peak.peak is not None
+    assert peak.peak.above > 60 * MIB
     assert len(kept)
 
 
@@ -72,11 +72,11 @@ def test_where_the_mark_cannot_be_reset_nothing_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(memory, "CLEAR", tmp_path / "none" / "clear_refs")
-    found = Highest(CPU)
-    with found.watching():
+    peak = PeakMemoryTracker(CPU)
+    with peak.track():
         hold(1)
-    assert found.meter is None
-    assert found.found is None
+    assert peak.meter is None
+    assert peak.peak is None
 
 
 def test_the_lines_of_the_kernel_are_in_kibibytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_gpu_is_asked_for_what_was_allocated_and_what_was_reserved(monkeypatch
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_tensor_of_known_bytes_on_a_gpu() -> None:
-    found = Highest(torch.device("cuda"))
-    with found.watching():
+    peak = PeakMemoryTracker(torch.device("cuda"))
+    with peak.track():
         torch.ones(64 * MIB // 4, device="cuda")
-    assert found.found is not None
-    assert found.found.above == 64 * MIB
+    assert peak.peak is not None
+    assert peak.peak.above == 64 * MIB

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bench.probes.training import Witness, phases_of
+from bench.probes.training import PhaseTimer, phases_of
 from methods.finetune import Finetune
 from methods.ncm import Ncm
 from tests.conftest import deep_vit
@@ -24,8 +24,8 @@ class Slow(Finetune):
 
 def learnt(method: Any, experiences: int) -> Any:
     method.name = "probe"
-    strategy = learner(deep_vit(), method, [Witness()], epochs=2)
-    strategy.plugins.insert(0, Witness())
+    strategy = learner(deep_vit(), method, [PhaseTimer()], epochs=2)
+    strategy.plugins.insert(0, PhaseTimer())
     for experience in stream().train_stream[:experiences]:
         strategy.train(experience)
     return phases_of(strategy)

@@ -1,0 +1,215 @@
+"""Backbones: which weights exactly, how their input is normalised, and the packaged micro ViT.
+
+A backbone is named by its full timm tag. The bare architecture name is refused, because the weights
+behind it changed between timm versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from methods.errors import MissingError, UsageError, unknown
+
+DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
+
+MICRO_NAME = "micro_vit_patch4_32.cifar100"
+MICRO_ARCHITECTURE = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+MICRO_WEIGHTS = Path(__file__).parents[1] / "weights" / f"{MICRO_NAME}.safetensors"
+
+#: Benchmarks whose training images a backbone was pre-trained on: a cell that uses both is contaminated.
+PRETRAINED_ON = {MICRO_NAME: ("cifar100",)}
+
+RANDOM = "random"
+HUB_FILE = "model.safetensors"
+HUB_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A resolved backbone.
+
+    `weights` is None for random weights; `sha256` is that of the weights file, or "random".
+    `mean` and `std` are the input normalisation the weights were trained with, per channel.
+    """
+
+    tag: str
+    weights: Path | None
+    sha256: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def warnings(self, benchmark: str) -> tuple[str, ...]:
+        """Warnings that qualify results obtained with this backbone."""
+        warnings = []
+        if self.weights is None:
+            warnings.append("random weights: the backbone was not pre-trained")
+        if self.weights is not None and benchmark in PRETRAINED_ON.get(self.tag, ()):
+            warnings.append(f"contaminated: {self.tag} was pre-trained on the training images of {benchmark}")
+        return tuple(warnings)
+
+
+def resolve(tag: str, weights: str | None, roots: Sequence[Path]) -> Backbone:
+    """Find the weights of `tag` and their normalisation.
+
+    Args:
+        tag: a full timm tag, or `MICRO_NAME`.
+        weights: a file, "random", or None to look for them.
+        roots: data roots; `<root>/weights/<tag>.safetensors` is looked for in each, then the model hub.
+
+    Raises:
+        UsageError: for an unknown or ambiguous tag, or a weights file that is not one.
+        MissingError: where the weights are nowhere to be found.
+    """
+    mean, std = _normalisation(tag)
+    if weights == RANDOM:
+        return Backbone(tag, None, RANDOM, mean, std)
+    path = local_weights(tag, weights, roots) or _download(tag, roots)
+    return Backbone(tag, path, sha256_of(path), mean, std)
+
+
+def build(backbone: Backbone, image_size: int) -> Any:
+    """A timm VisionTransformer for square inputs of `image_size`, without a classifier.
+
+    Position embeddings are resampled by timm where the size is not the native one.
+
+    Raises:
+        UsageError: if the size does not suit the architecture, or the weights are of another one.
+    """
+    model = _architecture(backbone.tag, image_size)
+    _check_size(backbone.tag, model, image_size)
+    if backbone.weights is not None:
+        _load(model, backbone)
+    return model.eval()
+
+
+@cache
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def micro_card() -> dict[str, Any]:
+    """What the packaged micro ViT was trained on and what it reached."""
+    card: dict[str, Any] = json.loads(MICRO_WEIGHTS.with_suffix(".json").read_text())
+    return card
+
+
+def _normalisation(tag: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    if tag == MICRO_NAME:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    config = _timm_config(tag)
+    return config.mean, config.std
+
+
+def _timm_config(tag: str) -> Any:
+    import timm
+
+    architecture, _, variant = tag.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*") if timm.is_model(architecture) else []
+    if not variant and tags:
+        raise UsageError(
+            f"backbone '{tag}' is ambiguous: timm has changed the weights behind this name; "
+            f"give the full tag, one of: {', '.join(tags)}"
+        )
+    if tag not in tags:
+        raise unknown("backbone", tag, [MICRO_NAME, *(tags or timm.list_pretrained("vit_*"))][:400])
+    return timm.get_pretrained_cfg(tag)
+
+
+def local_weights(tag: str, weights: str | None, roots: Sequence[Path]) -> Path | None:
+    """The weights file on this machine: `weights`, the packaged one, in a data root or in the hub's cache.
+
+    Raises:
+        MissingError: if `weights` is given and is no file.
+    """
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise MissingError(
+                f"weights file '{path}' does not exist; check --weights, or say --weights random"
+            )
+        return path
+    if tag == MICRO_NAME:
+        return MICRO_WEIGHTS
+    files = (path for path in _candidates(tag, roots) if path.is_file())
+    return next(files, None) or _in_hub_cache(tag)
+
+
+def _candidates(tag: str, roots: Sequence[Path]) -> list[Path]:
+    return [root / "weights" / f"{tag}.safetensors" for root in roots]
+
+
+def _in_hub_cache(tag: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(_timm_config(tag).hf_hub_id, HUB_FILE)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _download(tag: str, roots: Sequence[Path]) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+
+    repository = _timm_config(tag).hf_hub_id
+    try:
+        # The hub's client retries for half a minute where there is no network; ask first.
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+        return Path(hf_hub_download(repository, HUB_FILE))
+    except Exception as error:  # the client raises some twenty unrelated types
+        raise MissingError(
+            f"no weights for {tag}: not at {', '.join(map(str, _candidates(tag, roots)))}, and the download from "
+            f"the model hub failed ({type(error).__name__}). Put timm's safetensors file there, or give "
+            f"--weights FILE; where there is a network: hf download {repository} {HUB_FILE}"
+        ) from None
+
+
+def _architecture(tag: str, image_size: int) -> Any:
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    try:
+        if tag == MICRO_NAME:
+            return VisionTransformer(**{**MICRO_ARCHITECTURE, "img_size": image_size}, num_classes=0)
+        model = timm.create_model(tag, pretrained=False, num_classes=0, img_size=image_size)
+    except (AssertionError, TypeError) as error:
+        raise UsageError(f"cannot build {tag} at image size {image_size}: {error}") from None
+    if not isinstance(model, VisionTransformer):
+        raise UsageError(f"backbone '{tag}' is a {type(model).__name__}; legal: timm's vit_* models")
+    return model
+
+
+def _check_size(tag: str, model: Any, image_size: int) -> None:
+    patch = model.patch_embed.patch_size[0]
+    if image_size < patch or image_size % patch:
+        raise UsageError(
+            f"image size {image_size} does not suit {tag}: legal are multiples of its patch size, {patch}"
+        )
+
+
+def _load(model: Any, backbone: Backbone) -> None:
+    from safetensors.torch import load_file
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    try:
+        raw = load_file(str(backbone.weights))
+    except Exception as error:  # safetensors' own error type is not public
+        raise UsageError(f"{backbone.weights} is not a readable safetensors file: {error}") from None
+    state = {k: v.float() for k, v in raw.items() if not k.startswith("head")}
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    flexible = {"pos_embed"}
+    odd = sorted(state.keys() ^ expected.keys()) + sorted(
+        k for k in state.keys() & expected.keys() - flexible if state[k].shape != expected[k]
+    )
+    if odd:
+        raise UsageError(
+            f"{backbone.weights} holds weights of another architecture than {backbone.tag}: "
+            f"{len(odd)} tensors differ, first {', '.join(odd[:3])}; give the matching --backbone"
+        )
+    model.load_state_dict(checkpoint_filter_fn(state, model))

@@ -1,0 +1,172 @@
+"""Inference of trained cells: models restored from their checkpoints, merged, and timed in turns.
+
+These functions measure the process they run in, so each call needs a fresh process (`bench.grid.sessions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cell import backbone, checkpoint
+from bench.cell.inputs import Inputs, Paths
+from bench.cell.manifest import device_name, now
+from bench.cell.progress import Observer, ProgressUpdate
+from bench.cell.resume import method_state
+from bench.cell.rng import seed_everything
+from bench.cell.runner import images_like, plain_vit
+from bench.cell.strategy import autocast
+from bench.costs import Latency, Peak, Timing, TimingConditions
+from bench.probes.latency import TimingBudget, TimingSamples, clock_of, time_in_turns
+from bench.probes.memory import PeakMemoryTracker
+from bench.spec import Cell
+from bench.storage import StorageError
+from methods.registry import METHODS
+
+#: Images per call by device: one, and a larger number.
+Batches = Mapping[str, tuple[int, ...]]
+
+#: Timed calls per model and round, for one image and for the larger batch.
+CALLS = (5, 2)
+#: Rounds at most; the smallest scale only has to execute every line.
+ROUNDS = {"smoke": 2, "quick": 20, "full": 20}
+#: Seconds that the rounds of one batch size may take, for all models together.
+SECONDS = 30.0
+
+PLAIN = "plain timm ViT"
+
+
+@dataclass(frozen=True)
+class DeployedModel:
+    """A model in eval mode on its device, and whether all adapters are merged into its weights."""
+
+    model: Any
+    merged: bool
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """What was measured of a cell's inference; `memory` at `memory_batch` images per call."""
+
+    latency: list[Latency]
+    conditions: TimingConditions
+    memory_batch: int
+    memory: Peak | None = None
+
+
+def inference_memory(cell: Cell, paths: Paths, batches: Batches, observe: Observer) -> Peak | None:
+    """Peak memory of inference, with the model after the last experience.
+
+    None where the system does not measure it.
+    """
+    tracker = PeakMemoryTracker(_device(cell))
+    model = deployed_model(cell, Inputs(paths), max(_checkpoints(cell, paths))).model
+    predict = _prediction(model, cell, batches[cell.device][-1])
+    with tracker.track():
+        for _ in range(2):  # the second call runs while the results of the first are still cached
+            predict()
+    return tracker.peak
+
+
+def latencies(
+    cells: Sequence[Cell], paths: Paths, batches: Batches, observe: Observer
+) -> dict[str, InferenceResult]:
+    """Time the models of cells that differ in the method only, in turns; by cell id."""
+    started, first, inputs = now(), cells[0], Inputs(paths)
+    models = {
+        _key(cell, n): deployed_model(cell, inputs, n) for cell in cells for n in _checkpoints(cell, paths)
+    }
+    plain = plain_vit(first, inputs)
+    samples = {}
+    for step, (batch, calls) in enumerate(zip(batches[first.device], CALLS, strict=True), start=1):
+        predictions = {name: _prediction(deployed.model, first, batch) for name, deployed in models.items()}
+        predictions[PLAIN] = _prediction(plain, first, batch)
+        activity = f"{len(predictions)} models in turns, batch {batch}"
+        observe(ProgressUpdate(activity, step, len(batches[first.device]), steps="part"))
+        budget = TimingBudget(ROUNDS[first.scale], calls, SECONDS)
+        samples[batch] = time_in_turns(predictions, clock_of(_device(first)), budget)
+    return {cell.id: _result(cell, cells, paths, samples, models, started) for cell in cells}
+
+
+def deployed_model(cell: Cell, inputs: Inputs, experiences: int) -> DeployedModel:
+    """The cell's model after so many experiences, restored and merged as one would to deploy it."""
+    seed_everything(cell.seed)  # for random weights, where they are asked for
+    model = backbone.build(inputs.backbone(cell), cell.protocol.image_size)
+    method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
+    saved = checkpoint.load(_checkpoints(cell, inputs.paths)[experiences])
+    method.restore(model, method_state(saved))
+    merged = method.merge(model)
+    return DeployedModel(model.to(_device(cell)).eval(), merged)
+
+
+def _checkpoints(cell: Cell, paths: Paths) -> dict[int, Path]:
+    folder = paths.results / cell.id
+    checkpoints = checkpoint.list_checkpoints(folder)
+    if not checkpoints:
+        raise StorageError(f"the checkpoints in '{folder}' are gone; was the results folder removed?")
+    return checkpoints
+
+
+def _prediction(model: Any, cell: Cell, batch: int) -> Callable[[], None]:
+    """From normalised images on the device to logits, as an evaluation does it."""
+    device = _device(cell)
+    images = images_like(batch, cell.protocol.image_size, device)
+
+    @torch.inference_mode()
+    def predict() -> None:
+        with autocast(device, cell.protocol.precision):
+            model(images)
+
+    return predict
+
+
+def _result(
+    cell: Cell,
+    cells: Sequence[Cell],
+    paths: Paths,
+    samples: Mapping[int, Mapping[str, TimingSamples]],
+    models: Mapping[str, DeployedModel],
+    started: str,
+) -> InferenceResult:
+    stages = list(_checkpoints(cell, paths))
+    return InferenceResult(
+        latency=[
+            _latency(n, batch, by_model[_key(cell, n)], by_model[PLAIN])
+            for batch, by_model in samples.items()
+            for n in stages
+        ],
+        conditions=TimingConditions(
+            device=device_name(cell.device),
+            precision=cell.protocol.precision,
+            threads=torch.get_num_threads(),
+            image_size=cell.protocol.image_size,
+            merged=models[_key(cell, stages[-1])].merged,
+            beside=[other.method.label for other in cells],
+            started=started,
+        ),
+        memory_batch=max(samples),
+    )
+
+
+def _latency(experiences: int, batch: int, model: TimingSamples, plain: TimingSamples) -> Latency:
+    return Latency(
+        experiences=experiences,
+        batch=batch,
+        rounds=model.rounds,
+        warmup=model.warmup.calls,
+        stable=model.warmup.stable and plain.warmup.stable,
+        model=Timing(samples=list(model.samples)),
+        plain=Timing(samples=list(plain.samples)),
+    )
+
+
+def _key(cell: Cell, experiences: int) -> str:
+    return f"{cell.id} after {experiences}"
+
+
+def _device(cell: Cell) -> torch.device:
+    return torch.device(cell.device)

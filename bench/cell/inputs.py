@@ -1,0 +1,126 @@
+"""The inputs of a cell on this machine: folders, data, split, decoded images, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from bench.benchmarks import BENCHMARKS
+from bench.benchmarks.base import Benchmark, Dataset, data_roots
+from bench.benchmarks.loading import Arrays, load_arrays
+from bench.benchmarks.splits import Split, make_split
+from bench.cell import backbone
+from bench.cell.backbone import Backbone
+from bench.spec import Cell, Choice, Component, OptionsKey, Settings
+from methods.hyper import make_hyper
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The folders of this machine; not part of a cell's identity.
+
+    Attributes:
+        roots: the data roots, in the order in which they are searched.
+        weights: file of the backbone's weights, "random", or None to search the data roots.
+        results: the folder of the records.
+    """
+
+    roots: tuple[Path, ...]
+    weights: str | None
+    results: Path
+
+
+def paths_from(settings: Settings) -> Paths:
+    """The folders that a command works with."""
+    return Paths(data_roots(settings.data_root), settings.weights, settings.results)
+
+
+class Inputs:
+    """Opens data and weights below `paths`, each of them once.
+
+    Not thread-safe, and never sent to another process: each process makes one for its own `paths`.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        # Caches of this object, and not of the class: they end with it.
+        self._benchmark = cache(_open_benchmark)
+        self._dataset = cache(self._open_dataset)
+        self._backbone = cache(self._find_backbone)
+        self._checked = cache(self._build_once)
+        self._images = lru_cache(maxsize=1)(self._decode)
+
+    def benchmark(self, cell: Cell) -> Benchmark[Any]:
+        """The cell's benchmark with its options set; its data are not searched for."""
+        return self.benchmark_of(cell.benchmark)
+
+    def benchmark_of(self, choice: Choice | Component) -> Benchmark[Any]:
+        """The benchmark as the command or a cell names it.
+
+        Raises:
+            UsageError: for an unknown name, an unknown option or an illegal value.
+        """
+        return self._benchmark(choice.name, choice.frozen_options)
+
+    def dataset(self, cell: Cell) -> Dataset:
+        """The labelled images of the cell's benchmark, not decoded.
+
+        Raises:
+            MissingError: if they are not on this machine.
+        """
+        return self._dataset(cell.benchmark.name, cell.benchmark.frozen_options)
+
+    def split(self, cell: Cell) -> Split:
+        """Which images the cell trains on and is tested on."""
+        return make_split(
+            self.dataset(cell),
+            tasks=cell.tasks,
+            seed=cell.seed,
+            scale=self.benchmark(cell).scales[cell.scale],
+            eval_on=cell.eval_on,
+        )
+
+    def images(self, cell: Cell) -> Arrays:
+        """The cell's images, decoded. The last result is kept: cells that share images follow each other.
+
+        Raises:
+            UsageError: naming every image that cannot be decoded.
+        """
+        return self._images(cell.without_method())
+
+    def backbone(self, cell: Cell) -> Backbone:
+        """The cell's backbone: its weights file, found and hashed.
+
+        Raises:
+            MissingError: if the weights are not on this machine.
+        """
+        return self._backbone(cell.protocol.backbone)
+
+    def check_backbone(self, cell: Cell) -> None:
+        """Build the backbone once, so that unsuitable weights and sizes show before any work is done.
+
+        Raises:
+            UsageError: if the weights or the image size do not suit the architecture.
+        """
+        self._checked(cell.protocol.backbone, cell.protocol.image_size)
+
+    def _open_dataset(self, name: str, options: OptionsKey) -> Dataset:
+        return self._benchmark(name, options).open(self.paths.roots)
+
+    def _find_backbone(self, tag: str) -> Backbone:
+        return backbone.resolve(tag, self.paths.weights, self.paths.roots)
+
+    def _build_once(self, tag: str, image_size: int) -> None:
+        backbone.build(self._backbone(tag), image_size)
+
+    def _decode(self, cell: Cell) -> Arrays:
+        crop = self.benchmark(cell).eval_crop
+        return load_arrays(self.dataset(cell), self.split(cell), cell.protocol.image_size, crop)
+
+
+def _open_benchmark(name: str, options: OptionsKey) -> Benchmark[Any]:
+    benchmark_class = BENCHMARKS[name].load()
+    benchmark: Benchmark[Any] = benchmark_class(make_hyper(name, benchmark_class.Options, dict(options)))
+    return benchmark

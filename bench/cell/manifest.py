@@ -1,0 +1,149 @@
+"""The conditions a cell was run under: versions, machine, hashes, the state of the code."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bench import record
+from bench.cell.inputs import Inputs
+from bench.spec import Cell
+from methods.hyper import make_hyper
+from methods.registry import METHODS
+
+PACKAGES = ("duallora-bench", "torch", "torchvision", "timm", "avalanche-lib", "numpy", "scikit-learn")
+CODE = Path(__file__).resolve().parents[2]
+#: The code that can change a number; a checkpoint is used only with the same.
+NUMERICAL_CODE = ("bench/cell", "bench/benchmarks", "bench/probes", "methods")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """How a command runs its cells.
+
+    Attributes:
+        command: what the user typed.
+        workers: cells at a time; None for as many as the executor has room for.
+        threads: CPU threads per cell.
+    """
+
+    command: str | None
+    executor: str
+    workers: int | None
+    threads: int
+
+
+def manifest_of(
+    cell: Cell, inputs: Inputs, context: RunContext, started: str, resumed: Sequence[int] = ()
+) -> record.Manifest:
+    """The manifest of a cell that has just ended.
+
+    Args:
+        started: when its first experience began.
+        resumed: for each time it was resumed, the number of experiences already learnt.
+    """
+    commit, dirty = git_state()
+    return record.Manifest(
+        versions=versions(),
+        device=device_name(cell.device),
+        threads=context.threads,
+        precision=cell.protocol.precision,
+        backbone=cell.protocol.backbone,
+        backbone_sha256=cell.backbone_sha256,
+        data_sha256=_data_sha256(cell, inputs),
+        split_sha256=cell.split_sha256,
+        commit=commit,
+        dirty=dirty,
+        started=started,
+        ended=now(),
+        warnings=_warnings(cell, inputs),
+        command=context.command,
+        executor=context.executor,
+        workers=context.workers,
+        resumed=list(resumed),
+    )
+
+
+def _data_sha256(cell: Cell, inputs: Inputs) -> str | None:
+    if cell.split_sha256 is None:
+        return None
+    dataset = inputs.dataset(cell)
+    return dataset.sha256 if cell.eval_on == "test" else dataset.train_sha256
+
+
+def _warnings(cell: Cell, inputs: Inputs) -> list[str]:
+    """Warnings that qualify the results: of the method as it is set, and of the backbone."""
+    method = METHODS[cell.method.name].load()
+    of_method = method.caveats(make_hyper(cell.method.name, method.Hyper, cell.method.options))
+    if cell.backbone_sha256 is None:
+        return list(of_method)
+    return [*of_method, *inputs.backbone(cell).warnings(cell.benchmark.name)]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number; those not installed are left out."""
+    by_package = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            by_package[package] = version(package)
+    return by_package
+
+
+def code_sha256(method: type) -> str:
+    """Hash of the code that can change a number: `NUMERICAL_CODE`, and the file that defines `method`."""
+    files = [path for folder in NUMERICAL_CODE for path in sorted((CODE / folder).rglob("*.py"))]
+    total = hashlib.sha256()
+    for path in [*files, Path(inspect.getfile(method))]:
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+@cache
+def device_name(device: str) -> str:
+    """The device kind and what it is: "cuda: NVIDIA H100", "cpu: AMD EPYC"."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return (
+            "cuda: on another machine"  # a record without results, written by who started the cluster's work
+        )
+    if device == "cuda":
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return f"cpu: {_processor()}"
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """Commit, and whether tracked files differ from it; nulls where the code is no git checkout."""
+    try:
+        if Path(_git("rev-parse", "--show-toplevel")) != CODE:
+            return None, None  # installed somewhere inside another project's checkout
+        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=CODE, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

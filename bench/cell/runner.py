@@ -1,0 +1,404 @@
+"""One cell, from its configuration to its record."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import predictions
+from bench.cell import backbone, checkpoint, resume
+from bench.cell.batches import AUGMENTATIONS, Pipeline, clean
+from bench.cell.inputs import Inputs, Paths
+from bench.cell.manifest import RunContext, manifest_of, now
+from bench.cell.measurements import Measurements, higher, results_of
+from bench.cell.progress import Observer, ProgressUpdate
+from bench.cell.resume import CellRun
+from bench.cell.rng import generator, seed_everything
+from bench.cell.strategy import (
+    SCHEDULES,
+    DivergedError,
+    FiniteLoss,
+    PredictionCollector,
+    ProgressReporter,
+    Schedule,
+    Strategy,
+)
+from bench.cell.stream import experiences, rows_by_task, rows_of_classes, union
+from bench.costs import Cost, ExperienceCost, PeakMemory
+from bench.predictions import Predictions
+from bench.probes.energy import counter_of
+from bench.probes.flops import flops_of
+from bench.probes.memory import PeakMemoryTracker
+from bench.probes.sizes import size_of
+from bench.probes.training import Phases, PhaseTimer, phases_of
+from bench.record import SCHEMA, Manifest, Record, Status
+from bench.spec import Cell
+from bench.storage import StorageError
+from methods.errors import UsageError
+from methods.registry import METHODS
+
+EVAL_BATCH = 128
+PROGRESS_SECONDS = 0.2
+
+#: What torch says where it has no error class for it.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+
+
+class CellMemoryError(RuntimeError):
+    """Memory ran out. The message has the batch size and the peak; `peak` is for the record."""
+
+    def __init__(self, message: str, peak: PeakMemory | None) -> None:
+        super().__init__(message)
+        self.peak = peak
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """How a cell ended.
+
+    Attributes:
+        predictions: content of the predictions file that the record names.
+        traceback: of the error that ended the cell.
+    """
+
+    record: Record
+    predictions: bytes | None = None
+    traceback: str | None = None
+
+
+def run_cell(cell: Cell, paths: Paths, context: RunContext, observe: Observer) -> CellResult:
+    """Run a cell, from its last checkpoint where it has one, and return its record, whatever happens.
+
+    Checkpoints are written to the cell's folder, and nothing else is.
+
+    Raises:
+        StorageError: if a checkpoint cannot be written, which is no fault of the cell.
+    """
+    inputs, started = Inputs(paths), now()
+    try:
+        run, measurements = train_and_evaluate(cell, inputs, started, observe)
+        results = results_of(measurements)
+        content = predictions.to_bytes(_predictions(run, cell, inputs))
+    except KeyboardInterrupt:
+        reason = f"stopped{resume_hint(cell, paths)}"
+        return CellResult(record_without_results(cell, inputs, context, started, "interrupted", reason))
+    except StorageError:
+        raise
+    except Exception as error:  # the boundary of a cell: the rest of the grid goes on
+        record = _record_of_error(cell, inputs, context, started, error)
+        return CellResult(record, traceback=traceback.format_exc())
+    results["predictions"] = predictions.describe_file(content)
+    manifest = manifest_of(cell, inputs, context, measurements.started, measurements.resumed)
+    return CellResult(_record(cell, manifest, "done", None, results), content)
+
+
+def resume_hint(cell: Cell, paths: Paths) -> str:
+    """Where a cell would be resumed, as the end of a sentence."""
+    last = max(checkpoint.list_checkpoints(paths.results / cell.id), default=0)
+    return f"; its checkpoint after task {last} of {cell.tasks} is kept" if last else ""
+
+
+# ---- training and evaluation -------------------------------------------------------------------------
+
+
+def train_and_evaluate(
+    cell: Cell, inputs: Inputs, started: str, observe: Observer
+) -> tuple[CellRun, Measurements]:
+    """Learn the experiences that are still to be learnt, and evaluate after each of them."""
+    split, arrays, folder = inputs.split(cell), inputs.images(cell), inputs.paths.results / cell.id
+    _check_unchanged("split of the data", split.sha256, cell.split_sha256)
+    memory = PeakMemoryTracker(torch.device(cell.device))
+    with _explaining_memory(cell, memory):
+        run = build_run(cell, inputs, observe)
+        new = Measurements(
+            started,
+            counts=_counts(arrays.test_y, split.task_sizes),
+            diagnostic_help=run.method.diagnostic_help,
+        )
+        measurements = resume.resume_from_checkpoint(run, cell, folder, observe) or new
+        stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
+        for task in range(measurements.experiences, len(stream)):
+            seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
+            _run_experience(run, cell, stream[task], seen, memory, measurements, observe)
+            if _is_evaluated(run, cell, task):  # a method that trains jointly has learnt nothing before
+                resume.save(run, cell, folder, measurements)
+        measurements.plain_flops = _plain_flops(cell, inputs)
+    return run, measurements
+
+
+def _is_evaluated(run: CellRun, cell: Cell, task: int) -> bool:
+    return not run.method.trains_jointly or task == cell.tasks - 1
+
+
+def _run_experience(
+    run: CellRun,
+    cell: Cell,
+    experience: Any,
+    seen: Any,
+    memory: PeakMemoryTracker,
+    measurements: Measurements,
+    observe: Observer,
+) -> None:
+    """Learn an experience, evaluate on everything seen so far, and add what was measured."""
+    task = measurements.experiences
+    with memory.track():
+        cost = _train(run.strategy, experience)
+    row: list[int | None] = [None] * cell.tasks
+    if _is_evaluated(run, cell, task):
+        observe(ProgressUpdate("evaluating", task + 1, cell.tasks))
+        cost = cost.model_copy(
+            update={"eval_seconds": _seconds(run.strategy, lambda: run.strategy.eval([seen]))}
+        )
+        predicted, true = run.strategy.predictions()
+        run.predicted[task] = predicted.to(torch.int32)
+        row = _row(predicted, true, cell.task_sizes or (), task)
+    measurements.correct.append(row)
+    measurements.diagnostics.append(run.method.diagnostics())
+    measurements.costs.append(_with_sizes(cost, run, cell.protocol.image_size))
+    measurements.memory = higher(measurements.memory, _training_memory(memory))
+
+
+def _check_unchanged(what: str, actual: str, planned: str | None) -> None:
+    if actual != planned:
+        raise UsageError(
+            f"the {what} has sha256 {actual}, and {planned} when the grid was planned; every machine that "
+            "runs cells needs the same files, and they must not change meanwhile"
+        )
+
+
+def _train(strategy: Strategy, experience: Any) -> ExperienceCost:
+    """Learn an experience, and what that cost."""
+    counter = counter_of(strategy.device)
+    before = counter() if counter else None
+    seconds = _seconds(strategy, lambda: strategy.train(experience))
+    phases: Phases = phases_of(strategy)
+    return ExperienceCost(
+        train_seconds=seconds,
+        prepare_seconds=phases.prepare,
+        consolidate_seconds=phases.consolidate,
+        train_images=phases.images,
+        energy_joules=counter() - before if counter and before is not None else None,
+    )
+
+
+def _seconds(strategy: Strategy, function: Callable[[], object]) -> float:
+    """Seconds that a function takes, the device's queue included."""
+    start = time.perf_counter()
+    function()
+    if strategy.device.type == "cuda":
+        torch.cuda.synchronize(strategy.device)
+    return time.perf_counter() - start
+
+
+def _with_sizes(cost: ExperienceCost, run: CellRun, image_size: int) -> ExperienceCost:
+    """The cost, with the sizes of the method and the operations of a prediction after the experience."""
+    deployed = deployed_copy(run.strategy, run.method)
+    stored_size, deployed_size = size_of(run.method.state().values()), size_of(deployed.state_dict().values())
+    groups = run.strategy.optimizer.param_groups
+    sizes = {
+        "trainable": sum(parameter.numel() for group in groups for parameter in group["params"]),
+        "stored": stored_size.elements,
+        "stored_bytes": stored_size.bytes,
+        "deployed": deployed_size.elements,
+        "deployed_bytes": deployed_size.bytes,
+        "flops": flops_of(deployed, images_like(1, image_size, run.strategy.device)),
+    }
+    return cost.model_copy(update=sizes)
+
+
+def deployed_copy(strategy: Strategy, method: Any) -> Any:
+    """A copy of the model in eval mode, merged as one would to deploy it."""
+    model = copy.deepcopy(strategy.model).eval()
+    method.merge(model)
+    return model
+
+
+def images_like(batch: int, image_size: int, device: torch.device) -> Tensor:
+    """Noise (batch, 3, S, S) with the statistics of normalised images; always the same."""
+    noise = torch.randn(batch, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    return noise.to(device)
+
+
+def plain_vit(cell: Cell, inputs: Inputs) -> Any:
+    """timm's ViT with a classifier for all classes, on the cell's device: the reference of all costs."""
+    model = backbone.build(inputs.backbone(cell), cell.protocol.image_size)
+    model.reset_classifier(len(cell.class_order or ()))
+    return model.to(cell.device).eval()
+
+
+def _plain_flops(cell: Cell, inputs: Inputs) -> int:
+    images = images_like(1, cell.protocol.image_size, torch.device(cell.device))
+    return flops_of(plain_vit(cell, inputs), images)
+
+
+def _counts(labels: Any, task_sizes: Sequence[int]) -> list[int]:
+    return [len(rows) for rows in rows_by_task(labels.tolist(), task_sizes)]
+
+
+def _row(predicted: Tensor, true: Tensor, task_sizes: Sequence[int], task: int) -> list[int | None]:
+    """Correct predictions of each task's test images after `task`; null for tasks still to come."""
+    hits = (predicted == true).tolist()
+    rows = rows_by_task(true.tolist(), task_sizes)
+    return [sum(hits[row] for row in rows[j]) if j <= task else None for j in range(len(task_sizes))]
+
+
+def _predictions(run: CellRun, cell: Cell, inputs: Inputs) -> Predictions:
+    """The predictions after every experience, as the data set's class numbers."""
+    split, arrays = inputs.split(cell), inputs.images(cell)
+    dtype = predictions.class_dtype(len(split.class_order))
+    classes = np.array(split.class_order, dtype)
+    predicted = np.full((cell.tasks, len(arrays.test_y)), np.iinfo(dtype).max, dtype)
+    for task, labels in run.predicted.items():
+        seen = rows_of_classes(arrays.test_y, sum(split.task_sizes[: task + 1]))
+        predicted[task, seen] = classes[labels.numpy()]
+    return Predictions(split.test_rows.astype(np.int32), classes[arrays.test_y], predicted)
+
+
+# ---- the parts of a run ------------------------------------------------------------------------------
+
+
+def build_run(cell: Cell, inputs: Inputs, observe: Observer) -> CellRun:
+    """The strategy of a cell, with its backbone, its method and its data pipeline."""
+    weights = inputs.backbone(cell)
+    _check_unchanged(f"file with the weights of {weights.tag}", weights.sha256, cell.backbone_sha256)
+    pipeline = pipeline_of(cell, inputs)
+    seed_everything(cell.seed)  # for random weights, where they are asked for
+    model = backbone.build(weights, cell.protocol.image_size).to(pipeline.device)
+    seed_everything(cell.seed)  # building drew random numbers; the method's own start from the seed
+    method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
+    reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
+    return build_strategy(cell, model, method, pipeline, [FiniteLoss(), PredictionCollector(), reporter])
+
+
+def build_strategy(
+    cell: Cell, model: Any, method: Any, pipeline: Pipeline, plugins: Sequence[Any]
+) -> CellRun:
+    """The strategy that trains `model` by `method` as the cell's protocol says; `plugins` come last."""
+    protocol = cell.protocol
+    streams = {use: generator(cell.seed, use) for use in ("augmentation", "statistics", "data order")}
+    augment = AUGMENTATIONS[protocol.augmentation]
+    strategy = Strategy(
+        model=model,
+        optimizer=method.make_optimizer(model.parameters()),
+        train_collate=augment(pipeline, streams["augmentation"]),
+        eval_collate=clean(pipeline),
+        statistics_collate=augment(pipeline, streams["statistics"]),
+        order=streams["data order"],
+        precision=protocol.precision,
+        train_mb_size=protocol.batch_size,
+        train_epochs=protocol.epochs,
+        eval_mb_size=EVAL_BATCH,
+        device=pipeline.device,
+        plugins=[PhaseTimer(), method, PhaseTimer(), Schedule(SCHEDULES[protocol.schedule]), *plugins],
+    )
+    return CellRun(strategy, method, streams)
+
+
+def pipeline_of(cell: Cell, inputs: Inputs) -> Pipeline:
+    """How the cell's images become the model's input."""
+    weights, unit = inputs.backbone(cell), cell.protocol.normalisation == "unit"
+    return Pipeline(
+        size=cell.protocol.image_size,
+        crop=inputs.benchmark(cell).eval_crop,
+        mean=(0.0, 0.0, 0.0) if unit else weights.mean,
+        std=(1.0, 1.0, 1.0) if unit else weights.std,
+        device=torch.device(cell.device),
+    )
+
+
+# ---- memory ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _explaining_memory(cell: Cell, memory: PeakMemoryTracker) -> Iterator[None]:
+    """Add the batch size and the peak to an error that says that memory ran out."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        peak = _peak_so_far(memory)
+        usage = ""
+        if peak is not None and peak.training is not None:
+            usage = f"{peak.training.peak / 2**20:.0f} MiB in use at the highest point ({peak.kind}), "
+        raise CellMemoryError(
+            f"out of memory with {usage}a batch of {cell.protocol.batch_size} images in training and "
+            f"{EVAL_BATCH} in evaluation: {_reason(error)}",
+            peak,
+        ) from error
+
+
+def _peak_so_far(memory: PeakMemoryTracker) -> PeakMemory | None:
+    if memory.meter is None:
+        return None
+    return PeakMemory(kind=memory.meter.kind, training=memory.meter.highest(memory.baseline))
+
+
+def _training_memory(memory: PeakMemoryTracker) -> PeakMemory | None:
+    return PeakMemory(kind=memory.meter.kind, training=memory.peak) if memory.meter else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    by_message = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return by_message or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+# ---- the record --------------------------------------------------------------------------------------
+
+
+def _record_of_error(
+    cell: Cell, inputs: Inputs, context: RunContext, started: str, error: Exception
+) -> Record:
+    reason = str(error) if isinstance(error, CellMemoryError) else _reason(error)
+    reason += resume_hint(cell, inputs.paths)
+    record = record_without_results(cell, inputs, context, started, _status_of(error), reason)
+    peak = error.peak if isinstance(error, CellMemoryError) else None
+    return record.model_copy(update={"cost": Cost(peak_memory=peak)}) if peak else record
+
+
+def _status_of(error: Exception) -> Status:
+    if isinstance(error, DivergedError):
+        return "diverged"
+    return "oom" if isinstance(error, CellMemoryError) or _is_out_of_memory(error) else "failed"
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def record_without_results(
+    cell: Cell, inputs: Inputs, context: RunContext, started: str, status: Status, reason: str
+) -> Record:
+    """The record of a cell that has no results."""
+    return _record(cell, manifest_of(cell, inputs, context, started), status, reason, {})
+
+
+def _record(
+    cell: Cell, manifest: Manifest, status: Status, reason: str | None, results: Mapping[str, Any]
+) -> Record:
+    return Record(
+        schema=SCHEMA,
+        status=status,
+        reason=reason,
+        method=cell.method.label,
+        benchmark=cell.benchmark.label,
+        seed=cell.seed,
+        tasks=cell.tasks,
+        config=cell.model_dump(mode="json"),
+        class_order=cell.class_order,
+        manifest=manifest,
+        **results,
+    )

@@ -1,0 +1,204 @@
+"""The Avalanche strategy every method plugs into: Avalanche's callback order, our data and precision."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bench.cell.batches import Batch, Item
+from bench.cell.progress import Observer, ProgressUpdate
+
+Collate = Callable[[Sequence[Item]], Batch]
+LrFactor = Callable[[int, int, int], float]
+
+
+class Strategy(SupervisedTemplate):  # type: ignore[misc]
+    """Avalanche's supervised strategy with batches made by collate functions, and mixed precision.
+
+    Args:
+        train_collate, eval_collate: items of the data set -> the model's input (see `bench.cell.batches`).
+        look_collate: as train_collate, with random numbers of its own: for passes over the training images
+            that must leave training as it would have been.
+        order: random stream of the order of the training images.
+        precision: "fp32", or "bf16" for autocast in the forward pass (weights stay in fp32).
+        settings: passed on to Avalanche.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_collate: Collate,
+        eval_collate: Collate,
+        statistics_collate: Collate,
+        order: torch.Generator,
+        precision: str,
+        **settings: Any,
+    ) -> None:
+        with warnings.catch_warnings():  # Avalanche's metrics and loggers are not used, on purpose
+            warnings.filterwarnings("ignore", message="No loggers specified")
+            super().__init__(evaluator=None, **settings)
+        self.train_collate, self.eval_collate = train_collate, eval_collate
+        self.statistics_collate = statistics_collate
+        self.order, self.precision = order, precision
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The mixed-precision context, for every pass through the model."""
+        return autocast(self.device, self.precision)
+
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """Predicted and true labels (n,) of the last evaluation, in the order of the data."""
+        seen = next(plugin for plugin in self.plugins if isinstance(plugin, PredictionCollector))
+        return torch.cat(seen.predicted), torch.cat(seen.true)
+
+    def forward(self) -> Tensor:
+        with self.autocast():
+            logits = self.model(self.mb_x)
+        return logits.float()  # type: ignore[no-any-return]
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        # A method decides what is in its optimiser; Avalanche would add the frozen parameters.
+        self.optimized_param_id: dict[str, Tensor] = {}
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        self.dataloader = DataLoader(
+            self.adapted_dataset,
+            batch_size=self.train_mb_size,
+            shuffle=True,
+            generator=self.order,
+            collate_fn=self.train_collate,
+        )
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        self.dataloader = DataLoader(
+            self.adapted_dataset,
+            batch_size=self.eval_mb_size,
+            collate_fn=self.eval_collate,
+            generator=torch.Generator(),  # without one, a loader draws from the global generator
+        )
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context of a pass at "fp32" or "bf16"; weights stay in fp32."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def cosine(step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Share of the learning rate at a step: a cosine from 1 to 0 over the experience, step by step."""
+    return 0.5 * (1.0 + math.cos(math.pi * step / (steps_per_epoch * epochs)))
+
+
+def coda_cosine(step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Share of the learning rate as in CODA-Prompt's and InfLoRA's code, constant within an epoch.
+
+    cos(99 pi k / (200 (K - 1))) with k = max(epoch - 1, 0): the first two epochs run at the full rate,
+    because the scheduler's constructor resets its counter, and the last one does not reach zero.
+    """
+    if epochs == 1:
+        return 1.0
+    k = max(step // steps_per_epoch - 1, 0)
+    return math.cos(99 * math.pi * k / (200 * (epochs - 1)))
+
+
+def constant(step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The full learning rate throughout."""
+    return 1.0
+
+
+SCHEDULES: dict[str, LrFactor] = {"cosine": cosine, "coda": coda_cosine, "constant": constant}
+
+
+class Schedule(SupervisedPlugin):  # type: ignore[misc]
+    """Sets the learning rate before each step, from a share of the one the experience starts with."""
+
+    def __init__(self, share: LrFactor) -> None:
+        super().__init__()
+        self.share = share
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if strategy.clock.train_exp_epochs == 0:
+            self.base = [group["lr"] for group in strategy.optimizer.param_groups]
+            self.step = 0
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        share = self.share(self.step, len(strategy.dataloader), strategy.train_epochs)
+        for group, base in zip(strategy.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * share
+        self.step += 1
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class FiniteLoss(SupervisedPlugin):  # type: ignore[misc]
+    """Stops a run whose loss is no longer finite, before the step that would spoil the weights."""
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        loss = strategy.loss.item()
+        if not math.isfinite(loss):
+            clock = strategy.clock
+            raise DivergedError(
+                f"the loss became {loss} in experience {clock.train_exp_counter + 1}, "
+                f"epoch {clock.train_exp_epochs + 1}, step {clock.train_epoch_iterations + 1}; "
+                "a lower learning rate may help"
+            )
+
+
+class PredictionCollector(SupervisedPlugin):  # type: ignore[misc]
+    """Collects predicted and true labels of one evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predicted: list[Tensor] = []
+        self.true: list[Tensor] = []
+
+    def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.predicted, self.true = [], []
+
+    def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.predicted.append(strategy.mb_output.argmax(1).cpu())
+        self.true.append(strategy.mb_y.cpu())
+
+
+class ProgressReporter(SupervisedPlugin):  # type: ignore[misc]
+    """Tells an observer how training goes, at most once in `every` seconds: reading a loss off a GPU
+    waits for it, so it must not happen at every step."""
+
+    def __init__(self, observe: Observer, experiences: int, every: float) -> None:
+        super().__init__()
+        self.observe, self.experiences, self.every = observe, experiences, every
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.told, self.images = time.perf_counter(), 0
+        self.observe(ProgressUpdate("learning", strategy.clock.train_exp_counter + 1, self.experiences))
+
+    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.images += len(strategy.mb_y)
+        elapsed = time.perf_counter() - self.told
+        if elapsed >= self.every:
+            self.observe(self._tick(strategy, elapsed))
+            self.told, self.images = time.perf_counter(), 0
+
+    def _tick(self, strategy: Any, elapsed: float) -> ProgressUpdate:
+        clock, steps = strategy.clock, len(strategy.dataloader)
+        done = clock.train_exp_epochs * steps + clock.train_epoch_iterations + 1
+        return ProgressUpdate(
+            activity="learning",
+            experience=clock.train_exp_counter + 1,
+            experiences=self.experiences,
+            epoch=clock.train_exp_epochs + 1,
+            epochs=strategy.train_epochs,
+            share=done / (steps * strategy.train_epochs),
+            loss=strategy.loss.item(),
+            images_per_second=self.images / elapsed,
+        )

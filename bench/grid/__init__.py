@@ -1,0 +1,1 @@
+"""Many cells: what is planned, scheduled, displayed, stopped, and timed."""

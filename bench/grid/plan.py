@@ -1,0 +1,191 @@
+"""From settings to cells: everything is resolved, found and checked here, before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic_core import to_jsonable_python
+
+from bench.benchmarks.base import Benchmark
+from bench.cell import backbone
+from bench.cell.inputs import Inputs
+from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
+from methods.errors import MissingError, UsageError
+from methods.hyper import as_plain, make_hyper
+from methods.registry import METHODS
+
+#: In place of the status of a record that cannot be read.
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell, and the reason it cannot be run on this machine, if there is one."""
+
+    cell: Cell
+    missing: str | None = None
+
+
+def plan(settings: Settings, device: Device, inputs: Inputs, *, skip_missing: bool) -> list[PlannedCell]:
+    """The cells of a grid: by benchmark, then seed, then method, so that paired cells run together.
+
+    Args:
+        skip_missing: plan cells whose data or weights are missing as skipped, instead of raising.
+
+    Raises:
+        MissingError: for data or weights that are not here, unless `skip_missing`.
+        UsageError: for anything else that cannot be run as asked.
+    """
+    outlines = (
+        _outline(settings, device, inputs, benchmark, method, seed)
+        for benchmark in settings.benchmarks
+        for seed in settings.seeds
+        for method in settings.methods
+    )
+    planned = [_planned(cell, inputs, skip_missing) for cell in outlines]
+    _refuse_duplicates(planned)
+    return planned
+
+
+def _refuse_duplicates(planned: Sequence[PlannedCell]) -> None:
+    """Refuse two names of one configuration, such as `ncm` and `ncm:metric=euclidean`, its default."""
+    cells = [item.cell.id for item in planned]
+    duplicates = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if duplicates:
+        raise UsageError(
+            f"the grid has the same cell twice: {duplicates[0]}; two names resolve to the same configuration "
+            "(an option set to its default is not a variant); remove one"
+        )
+
+
+def _planned(outline: Cell, inputs: Inputs, skip_missing: bool) -> PlannedCell:
+    try:
+        return PlannedCell(_completed(outline, inputs))
+    except MissingError as error:
+        if not skip_missing:
+            raise
+        return PlannedCell(outline, str(error))
+
+
+def _outline(
+    settings: Settings, device: Device, inputs: Inputs, benchmark: Choice, method: Choice, seed: int
+) -> Cell:
+    """All of a cell that can be known without its data and weights."""
+    opened = inputs.benchmark_of(benchmark)
+    method_class = METHODS[method.name].load()
+    recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
+    hyper = make_hyper(method.name, method_class.Hyper, {**recipe, **method.options})
+    tasks = settings.tasks or opened.default_tasks
+    method_class.check(hyper, tasks)
+    return Cell(
+        method=_component(method, hyper, recipe),
+        benchmark=_component(benchmark, opened.options, {}),
+        seed=seed,
+        scale=settings.scale,
+        eval_on=settings.eval_on,
+        device=device,
+        tasks=tasks,
+        task_sizes=None,
+        class_order=None,
+        split_sha256=None,
+        backbone_sha256=None,
+        protocol=_protocol(settings, opened, method_class),
+    )
+
+
+def _component(choice: Choice, resolved: Any, recipe: Mapping[str, Any]) -> Component:
+    """Options that are the default, or the recipe's, are left out of the label: they make no other row."""
+    options, defaults = as_plain(resolved), {**_defaults(type(resolved)), **recipe}
+    changed = {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
+    return Component(name=choice.name, label=label_of(choice.name, changed), options=options)
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    fields: Mapping[str, Any] = cls.__pydantic_fields__
+    return {
+        name: to_jsonable_python(field.get_default())
+        for name, field in fields.items()
+        if not field.is_required()
+    }
+
+
+def _completed(cell: Cell, inputs: Inputs) -> Cell:
+    """Add what only the data and the weights tell: the split, the class order, the weights' hash."""
+    split, weights = inputs.split(cell), inputs.backbone(cell)
+    inputs.check_backbone(cell)
+    return cell.model_copy(
+        update={
+            "task_sizes": split.task_sizes,
+            "class_order": split.class_order,
+            "split_sha256": split.sha256,
+            "backbone_sha256": weights.sha256,
+        }
+    )
+
+
+def _protocol(settings: Settings, benchmark: Benchmark[Any], method_class: Any) -> Protocol:
+    """The benchmark's defaults, then the protocol's, then what the command asked for."""
+    scale = benchmark.scales[settings.scale]
+    values: dict[str, Any] = {
+        "backbone": benchmark.backbone or backbone.DEFAULT_BACKBONE,
+        "image_size": benchmark.image_size,
+        "epochs": scale.epochs,
+        "batch_size": scale.batch_size,
+        "augmentation": benchmark.augmentation,
+        "precision": settings.precision,
+    }
+    if settings.protocol == "paper":
+        values |= PAPER
+        values |= method_class.paper(benchmark.name)
+    requested = {"backbone": settings.backbone, "image_size": settings.image_size}
+    values |= {name: value for name, value in requested.items() if value is not None}
+    return make_protocol(values | settings.protocol_options)
+
+
+def resolve_device(requested: str, remote: bool) -> Device:
+    """The device kind that a grid runs on.
+
+    Args:
+        requested: "cpu", "cuda" or "auto".
+        remote: whether cells may run on other machines, so that CUDA need not be available here.
+
+    Raises:
+        UsageError: if CUDA is requested, is needed here, and there is none.
+    """
+    available = torch.cuda.is_available()
+    if requested == "auto":
+        return "cuda" if available else "cpu"
+    if requested == "cuda" and not (available or remote):
+        raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    return "cuda" if requested == "cuda" else "cpu"
+
+
+def check_images(planned: Sequence[PlannedCell], inputs: Inputs) -> None:
+    """Decode what the cells will use, so that a broken image shows before training starts.
+
+    Raises:
+        UsageError: naming every image that cannot be decoded.
+    """
+    for cell in dict.fromkeys(item.cell.without_method() for item in planned if item.missing is None):
+        inputs.images(cell)
+
+
+def cells_to_run(
+    planned: Sequence[PlannedCell], statuses: Mapping[str, str], rerun: str
+) -> Iterator[PlannedCell]:
+    """The cells this command still has to run.
+
+    Args:
+        statuses: by cell id, for the cells that have a record; `DAMAGED` for one that cannot be read.
+        rerun: "missing" runs what is not done, "failed" what was tried and is not done, "all" everything.
+            A damaged record is overwritten by the last two only.
+    """
+    for item in planned:
+        status = statuses.get(item.cell.id)
+        missing, failed = status not in ("done", DAMAGED), status not in (None, "done")
+        selected = {"all": True, "missing": missing, "failed": failed}
+        if selected[rerun]:
+            yield item

@@ -1,0 +1,242 @@
+"""The command `run`, from its settings to its exit status: plan, run, measure, summarise."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.cell.inputs import Inputs, paths_from
+from bench.cell.manifest import RunContext
+from bench.grid.display import display
+from bench.grid.estimate import in_words, longest_first, schedule, seconds_by_cell
+from bench.grid.executors import ExecutorClass, Parallelism
+from bench.grid.plan import PlannedCell, cells_to_run, check_images, plan, resolve_device
+from bench.grid.scheduler import ExistingRecord, Scheduler, StoppedError, existing_records
+from bench.grid.stopping import stop_on_signals
+from bench.record import RECORD_NAME, read, read_readable
+from bench.spec import Cell, Device, Settings
+from bench.storage import StorageError
+from methods.errors import UsageError
+from methods.registry import Entry
+from reports.terminal import print_table
+
+DONE, SOME_FAILED = 0, 1
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """What a command will do.
+
+    Attributes:
+        planned: all cells of the grid.
+        existing: the records on disk of the planned cells, by cell id.
+        todo: the cells to be run, in their order.
+        seconds: estimated duration of these, where past records allow an estimate.
+    """
+
+    planned: Sequence[PlannedCell]
+    existing: Mapping[str, ExistingRecord]
+    todo: Sequence[PlannedCell]
+    seconds: Mapping[Cell, float]
+    device: Device
+    parallelism: Parallelism
+
+
+def run_grid(
+    settings: Settings, options: argparse.Namespace, command: str, executors: Mapping[str, Entry]
+) -> int:
+    """Plan, and unless it is a dry run, run, measure and summarise; the exit status.
+
+    Args:
+        command: what the user typed, for the records.
+        executors: by name.
+    """
+    console, inputs = Console(), Inputs(paths_from(settings))
+    executor: ExecutorClass = executors[settings.executor].load()
+    executor.check(settings)
+    grid = _plan_grid(settings, executor, inputs, options.skip_missing)
+    if options.dry_run:
+        return _show_plan(console, grid)
+    _announce(console, grid)
+    check_images(grid.todo, inputs)
+    _make_results(settings.results)
+    completed = _run_and_measure(console, settings, executor, inputs, grid, command)
+    return _summarise(console, settings.results, grid.planned) if completed else SOME_FAILED
+
+
+def _plan_grid(settings: Settings, executor: ExecutorClass, inputs: Inputs, skip_missing: bool) -> GridPlan:
+    results, device = settings.results, resolve_device(settings.device, executor.remote)
+    planned = plan(settings, device, inputs, skip_missing=skip_missing)
+    existing = existing_records(results, planned)
+    statuses = {} if settings.rerun == "all" else {cell: entry.status for cell, entry in existing.items()}
+    todo = list(cells_to_run(planned, statuses, settings.rerun))
+    seconds = seconds_by_cell(todo, read_readable(results)[0] if results.is_dir() else [])
+    parallelism = executor.parallelism(settings, device)
+    if parallelism.workers != 1:
+        todo = longest_first(todo, seconds)
+    return GridPlan(planned, existing, todo, seconds, device, parallelism)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+# ---- before ------------------------------------------------------------------------------------------
+
+
+def _announce(console: Console, grid: GridPlan) -> None:
+    """How many cells there are, what is done already, and what will run where."""
+    not_run = {item.cell.id for item in grid.planned} - {item.cell.id for item in grid.todo}
+    existing = [grid.existing[cell] for cell in sorted(not_run & grid.existing.keys())]
+    done = sum(entry.status == "done" for entry in existing)
+    others = f", {len(not_run) - done} left alone" if len(not_run) > done else ""
+    _say(console, f"cells: {len(grid.planned)}; {done} done before{others}, {len(grid.todo)} to run")
+    for complaint in (entry.complaint for entry in existing if entry.complaint):
+        _say(console, complaint)
+    if grid.todo:
+        _say(console, grid.parallelism.description)
+
+
+def _make_results(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the results folder '{folder}' ({error.strerror}); give another --results"
+        ) from None
+
+
+def _show_plan(console: Console, grid: GridPlan) -> int:
+    """What would be run, in which order, where, and about how long it would take."""
+    turns = {item.cell.id: turn for turn, item in enumerate(grid.todo, start=1)}
+    table = Table("cell", "what would happen", "about")
+    for item in grid.planned:
+        cell, seconds = item.cell.id, grid.seconds.get(item.cell)
+        action = _action(item, turns.get(cell), grid.existing.get(cell))
+        table.add_row(cell, action, "" if seconds is None else in_words(seconds))
+    console.print(table)
+    for complaint in (entry.complaint for entry in grid.existing.values() if entry.complaint):
+        _say(console, complaint)
+    if grid.todo:
+        _say(console, grid.parallelism.description)
+        _say(console, _forecast(grid))
+    _say(console, f"cells: {len(grid.planned)}; {len(grid.todo)} to run; nothing was run or written")
+    return DONE
+
+
+def _action(item: PlannedCell, turn: int | None, existing: ExistingRecord | None) -> str:
+    if turn is not None:
+        return f"record as skipped: {item.missing}" if item.missing else f"run, in turn {turn}"
+    if existing is None:
+        return "nothing: it has no record"
+    return "nothing: its record is " + ("reused" if existing.complaint is None else "damaged, and left alone")
+
+
+def _forecast(grid: GridPlan) -> str:
+    """About how long training and evaluation would take."""
+    estimated = [item for item in grid.todo if item.cell in grid.seconds]
+    if not estimated:
+        return "time: no past record in this results folder tells how long these cells take"
+    workers = grid.parallelism.workers
+    total = in_words(schedule(estimated, grid.seconds, workers or 1))
+    unknown = len(grid.todo) - len(estimated)
+    exception = f", without {unknown} cells that no past record resembles" if unknown else ""
+    divided = "" if workers else ", divided by what the cluster runs at a time"
+    return f"time, from past records: about {total}{exception}{divided}; inference is timed after that"
+
+
+# ---- the work ----------------------------------------------------------------------------------------
+
+
+def _run_and_measure(
+    console: Console,
+    settings: Settings,
+    executor_class: ExecutorClass,
+    inputs: Inputs,
+    grid: GridPlan,
+    command: str,
+) -> bool:
+    """Run the cells, then time their inference; False if that ended early, which was reported."""
+    workers = grid.parallelism.workers
+    context = RunContext(command, settings.executor, workers, grid.parallelism.threads)
+    with (
+        executor_class.open(settings, grid.device, inputs.paths, context) as executor,
+        stop_on_signals() as stop,
+    ):
+        with display(console, grid.todo, grid.seconds, workers or max(1, len(grid.todo))) as shown:
+            scheduler = Scheduler(
+                inputs,
+                context,
+                executor,
+                shown,
+                stop,
+                grid.existing,
+                settings.cell_timeout,
+                from_scratch=settings.rerun == "all",
+            )
+            _run(scheduler, grid.todo)
+        if stop.requested:
+            _say(
+                console,
+                f"stopped: {scheduler.finished} of {len(grid.todo)} cells ended and are on disk in "
+                f"'{settings.results}'; the same command runs the rest, and resumes interrupted cells "
+                "after their last completed task",
+            )
+            return False
+        return _measure(console, scheduler, grid.planned)
+
+
+def _run(scheduler: Scheduler, todo: Sequence[PlannedCell]) -> None:
+    """Run the cells, until they have ended or the grid was stopped."""
+    with suppress(StoppedError):
+        for _ in scheduler.run(todo):
+            pass
+
+
+def _measure(console: Console, scheduler: Scheduler, planned: Sequence[PlannedCell]) -> bool:
+    """Time the inference of the cells that need it; False if that could not be completed."""
+    try:
+        with display(console, [], {}, 1) as scheduler.display:
+            for _ in scheduler.measure(planned):
+                pass
+    except StoppedError:
+        _say(console, "stopped: all accuracies are on disk; the same command goes on measuring inference")
+        return False
+    except StorageError:
+        raise
+    except RuntimeError as error:  # a device out of memory, a process that was killed
+        _say(
+            console,
+            f"inference could not be measured: {error}; all accuracies are on disk, "
+            "and the same command tries again",
+        )
+        return False
+    return True
+
+
+# ---- after -------------------------------------------------------------------------------------------
+
+
+def _summarise(console: Console, results: Path, planned: Sequence[PlannedCell]) -> int:
+    existing = existing_records(results, planned)
+    complaints = [entry.complaint for entry in existing.values() if entry.complaint]
+    records = [read(results / cell / RECORD_NAME) for cell, entry in existing.items() if not entry.complaint]
+    print_table(records, console)
+    _say(console, f"records: {results}; report: python -m bench report --results {shlex.quote(str(results))}")
+    failed = sum(not record.done for record in records)
+    if failed:
+        _say(console, f"{failed} of {len(planned)} cells are not done; reasons are in the table's notes")
+    for complaint in complaints:
+        _say(console, f"not in the table: {complaint}")
+    if absent := len(planned) - len(existing):
+        _say(
+            console, f"{absent} of {len(planned)} cells have no record; the command without --rerun runs them"
+        )
+    return SOME_FAILED if failed or complaints or absent else DONE

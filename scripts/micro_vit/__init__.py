@@ -1,0 +1,1 @@
+"""Training and the card of the packaged backbone."""

@@ -1,0 +1,1 @@
+"""Programs behind the findings in the documentation."""

@@ -1,0 +1,342 @@
+"""The tables of docs/footguns.md that are read off records, or off arithmetic alone.
+
+    .nox/env/bin/python -m scripts.studies.footguns backbone RESULTS        accuracy by weights, all else equal
+    .nox/env/bin/python -m scripts.studies.footguns normalisation RESULTS   accuracy by input normalisation
+    .nox/env/bin/python -m scripts.studies.footguns split RESULTS           accuracy by list of images
+    .nox/env/bin/python -m scripts.studies.footguns order RESULTS           spread over class orders, paired and not
+    .nox/env/bin/python -m scripts.studies.footguns forgetting RESULTS      five formulas, same matrices
+    .nox/env/bin/python -m scripts.studies.footguns accuracy RESULTS        three forms, same matrices
+    .nox/env/bin/python -m scripts.studies.footguns intervals               how often a 95 % interval holds the mean
+    .nox/env/bin/python -m scripts.studies.footguns lists FOLDER            three other lists for CIFAR-100
+
+RESULTS is a folder that `python -m bench run --results RESULTS` has filled.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import random
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from math import fsum, sqrt
+from pathlib import Path
+from typing import Any
+
+from bench.metrics import accuracy_matrix
+from bench.record import Record, read_all
+from methods.errors import UsageError
+from reports.stats import CONFIDENCE, estimate
+from reports.tables import with_interval
+from reports.text import DASH, number
+from scripts.markdown import table
+
+Matrix = Sequence[Sequence[float]]
+Text = list[str]
+
+#: Fewer class orders than this say nothing about their spread.
+ENOUGH_ORDERS = 5
+LISTS = (1, 2, 3)
+AS_SHIPPED = "as shipped"
+RUNS, RESAMPLES = 10_000, 2_000
+
+
+# ---- one thing changed, all else equal --------------------------------------------------------------------
+
+
+def take_backbone(config: dict[str, Any]) -> str:
+    return str(config.pop("backbone_sha256"))[:8]
+
+
+def take_normalisation(config: dict[str, Any]) -> str:
+    return str(config["protocol"].pop("normalisation"))
+
+
+def take_split(config: dict[str, Any]) -> str:
+    config.pop("split_sha256")
+    path = config.pop("benchmark")["options"].get("split")
+    return Path(path).stem if path else AS_SHIPPED
+
+
+#: Each takes what is varied out of a configuration, and returns its value in words.
+TAKE: Mapping[str, Callable[[dict[str, Any]], str]] = {
+    "backbone": take_backbone,
+    "normalisation": take_normalisation,
+    "split": take_split,
+}
+
+
+def others(record: Record, take: Callable[[dict[str, Any]], str]) -> tuple[str, str]:
+    """(all that is neither varied nor method nor seed, as text; the varied value)."""
+    config = copy.deepcopy(dict(record.config))
+    for key in ("method", "seed", "class_order"):
+        config.pop(key)
+    value = take(config)
+    return json.dumps(config, sort_keys=True), value
+
+
+def varied(records: Iterable[Record], name: str) -> str:
+    """Final accuracy for each value of what is varied, and its difference by seed from the first value."""
+    found: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        rest, value = others(record, TAKE[name])
+        found[record.method, rest][value][record.seed] = percent(record, "accuracy")
+    rows = [row for key in sorted(found) if len(found[key]) > 1 for row in compared(key[0], found[key])]
+    return table(("method", name, "final accuracy (%)", "n", "difference by seed (points)"), rows)
+
+
+def compared(method: str, by_value: Mapping[str, Mapping[int, float]]) -> Iterator[Text]:
+    """A row for each value; differences are from the alphabetically first one."""
+    reference = by_value[min(by_value)]
+    for value in sorted(by_value):
+        seeds = by_value[value]
+        pairs = [seeds[seed] - reference[seed] for seed in seeds if seed in reference]
+        shown = DASH if value == min(by_value) else interval(pairs)
+        yield [method, value, interval(seeds.values()), str(len(seeds)), shown]
+
+
+# ---- class orders -----------------------------------------------------------------------------------------
+
+
+def spreads(records: Iterable[Record]) -> str:
+    """Two tables for each setting with enough orders: each method's spread, and that of differences."""
+    found: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        found[setting(record)][record.method][record.seed] = percent(record, "accuracy")
+    parts = []
+    for title, rest in sorted(found):
+        methods = sorted(found[title, rest].items())
+        of = {method: seeds for method, seeds in methods if len(seeds) >= ENOUGH_ORDERS}
+        if of:
+            parts += [title, spread_table(of), *([pair_table(of)] if len(of) > 1 else [])]
+    return "\n\n".join(parts)
+
+
+def setting(record: Record) -> tuple[str, str]:
+    """What cells of several methods and seeds have in common: in short, and whole."""
+    rest, weights = others(record, take_backbone)
+    return f"{record.benchmark}, {record.tasks} tasks, weights {weights}", rest
+
+
+def spread_table(of: Mapping[str, Mapping[int, float]]) -> str:
+    rows = [
+        [method, *(number(v, 2) for v in spread(list(seeds.values()))), str(len(seeds))]
+        for method, seeds in of.items()
+    ]
+    header = ("final accuracy (%)", "mean", "standard deviation", "lowest", "highest", "range", "n")
+    return table(header, rows)
+
+
+def spread(values: Sequence[float]) -> tuple[float, ...]:
+    """Mean, standard deviation (n - 1), lowest, highest, range."""
+    low, high = min(values), max(values)
+    return statistics.mean(values), statistics.stdev(values), low, high, high - low
+
+
+def pair_table(of: Mapping[str, Mapping[int, float]]) -> str:
+    rows = []
+    for a, b in combinations(of, 2):
+        seeds = sorted(of[a].keys() & of[b].keys())
+        found = pairing([of[a][s] for s in seeds], [of[b][s] for s in seeds])
+        rows.append([f"{a} - {b}", *(number(v, 2) for v in found), str(len(seeds))])
+    return table(("difference (points)", "mean", "sd by seed", "sd unpaired", "n"), rows)
+
+
+def pairing(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Mean difference, its standard deviation by seed, and what it would be were the seeds unrelated."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    unpaired = sqrt(statistics.variance(a) + statistics.variance(b))
+    return statistics.mean(differences), statistics.stdev(differences), unpaired
+
+
+# ---- forgetting and accuracy on the same matrices ---------------------------------------------------------
+
+
+def forgetting_to_the_last(matrix: Matrix) -> float:
+    """Best accuracy of a task, the last row included, minus its final one (PILOT, mammoth): never below 0."""
+    last = len(matrix) - 1
+    return fsum(max(matrix[i][j] for i in range(j, last + 1)) - matrix[last][j] for j in range(last)) / last
+
+
+def forgetting_short(matrix: Matrix) -> float:
+    """LibContinual's: the last task but one is left out of the sum, and counted in the divisor."""
+    last = len(matrix) - 1
+    return fsum(matrix[j][j] - matrix[last][j] for j in range(last - 1)) / last
+
+
+def formulas(record: Record) -> list[float]:
+    """In points: three from the record's metrics, two computed here."""
+    matrix: Any = accuracy_matrix(record.correct or [], record.counts or [])
+    return [
+        percent(record, "forgetting"),
+        -percent(record, "backward_transfer"),
+        percent(record, "forgetting_coda"),
+        100 * forgetting_to_the_last(matrix),
+        100 * forgetting_short(matrix),
+    ]
+
+
+def forms(record: Record) -> list[float]:
+    """In percent: the three accuracies, and by how much the first two differ."""
+    task_mean, weighted = percent(record, "accuracy"), percent(record, "accuracy_weighted")
+    average = percent(record, "average_incremental_accuracy")
+    return [task_mean, weighted, average, abs(task_mean - weighted)]
+
+
+def forgettings(records: Iterable[Record]) -> str:
+    header = (
+        "forgetting (points)",
+        "n",
+        "max before the last",
+        "BWT, sign reversed",
+        "per step",
+        "max",
+        "short",
+    )
+    return means(records, formulas, header)
+
+
+def accuracies(records: Iterable[Record]) -> str:
+    header = ("accuracy (%)", "n", "task mean", "by sample", "incremental", "mean gap of the first two")
+    return means(records, forms, header)
+
+
+def means(records: Iterable[Record], numbers: Callable[[Record], list[float]], header: Sequence[str]) -> str:
+    """A row for each setting and method that was tested after every task: means over seeds."""
+    found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
+    for record in records:
+        if record.tasks > 1 and all(row[0] is not None for row in record.correct or []):
+            found[(*setting(record), record.method)].append(numbers(record))
+    rows = [
+        [
+            f"{method}: {title}",
+            str(len(lines)),
+            *(number(statistics.mean(c), 2) for c in zip(*lines, strict=True)),
+        ]
+        for (title, _, method), lines in sorted(found.items())
+    ]
+    return table(header, rows)
+
+
+# ---- intervals --------------------------------------------------------------------------------------------
+
+
+def coverage(n: int, runs: int = RUNS, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float]:
+    """How often, in percent, each interval over `n` normal values holds their true mean."""
+    import numpy as np
+    from scipy.special import stdtrit
+
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((runs, n))
+    mean = values.mean(1)
+    half = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(1, ddof=1) / sqrt(n)
+    picks = rng.integers(n, size=(resamples, n))
+    edges = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+    boot = np.array([np.percentile(row[picks].mean(1), edges) for row in values])
+    held = {
+        "t": np.abs(mean) <= half,
+        "bootstrap": (boot[:, 0] <= 0) & (boot[:, 1] >= 0),
+        "mean ± std": np.abs(mean) <= values.std(1),
+    }
+    return {name: 100 * float(inside.mean()) for name, inside in held.items()}
+
+
+def coverages() -> str:
+    rows = [[str(n), *(number(v, 1) for v in coverage(n).values())] for n in (3, 5, 10)]
+    return table(("seeds", "t-interval", "percentile bootstrap", "mean ± std"), rows)
+
+
+# ---- lists ------------------------------------------------------------------------------------------------
+
+
+def drawn(labels: Sequence[int], per_class: int, rng: random.Random) -> list[int]:
+    """Sorted rows: `per_class` of each class, at random."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows[label].append(row)
+    return sorted(row for label in sorted(rows) for row in rng.sample(rows[label], per_class))
+
+
+def write_lists(folder: Path) -> str:
+    """Lists as small as CIFAR-100's `quick`, of other images of the same official sides."""
+    from bench.benchmarks.base import data_roots
+    from bench.grid.plan import open_benchmark, open_dataset
+
+    source = open_dataset("cifar100", (), data_roots(None))
+    quick = open_benchmark("cifar100", ()).scales["quick"]
+    sides = (("train", source.train, quick.train_per_class), ("test", source.test, quick.test_per_class))
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in LISTS:
+        rng = random.Random(seed)
+        with (folder / f"list-{seed}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("split", "id"))
+            for word, side, per_class in sides:
+                rows = drawn(side.labels.tolist(), per_class or 1, rng)
+                writer.writerows((word, side.ids[row]) for row in rows)
+    return f"wrote {len(LISTS)} lists to {folder}"
+
+
+# ---- the command ------------------------------------------------------------------------------------------
+
+
+def percent(record: Record, metric: str) -> float:
+    value = (record.metrics or {})[metric]
+    assert value is not None
+    return 100 * value
+
+
+def interval(values: Iterable[float]) -> str:
+    """Mean and half-width of the t-interval, or the one value there is."""
+    return with_interval(estimate(values), 2)
+
+
+def done(folder: Path) -> list[Record]:
+    """The finished cells of a folder.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    found = [record for record in read_all(folder) if record.done]
+    if not found:
+        raise UsageError(f"'{folder}' holds no finished cell; run `python -m bench run --results {folder}`")
+    return found
+
+
+READ: Mapping[str, Callable[[list[Record]], str]] = {
+    **{name: lambda records, name=name: varied(records, name) for name in TAKE},  # type: ignore[misc]
+    "order": spreads,
+    "forgetting": forgettings,
+    "accuracy": accuracies,
+}
+
+
+def answer(arguments: Sequence[str]) -> str:
+    """The table that the arguments ask for.
+
+    Raises:
+        UsageError: for arguments that are not in the list at the top of this file.
+    """
+    match arguments:
+        case ["intervals"]:
+            return coverages()
+        case ["lists", folder]:
+            return write_lists(Path(folder))
+        case [topic, folder] if topic in READ:
+            return READ[topic](done(Path(folder)))
+    raise UsageError(__doc__ or "")
+
+
+def main() -> None:
+    try:
+        print(answer(sys.argv[1:]))
+    except UsageError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The strategy: schedules, precision, and a loss that must stay finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bench.cell.batches import Pipeline, clean
+from bench.cell.strategy import (
+    SCHEDULES,
+    DivergedError,
+    FiniteLoss,
+    PredictionCollector,
+    ProgressReporter,
+    Schedule,
+    Strategy,
+    coda_cosine,
+    cosine,
+)
+from bench.cell.stream import experiences, union
+from methods.finetune import Finetune
+from tests.bench.conftest import arrays
+from tests.conftest import tiny_vit
+
+
+def make(
+    precision: str = "fp32", *plugins, epochs: int = 2, model=None, method=None, batch: int = 8
+) -> Strategy:
+    model = model or tiny_vit()
+    method = method or Finetune()
+    collate = clean(Pipeline(16, 1.0, (0.5,) * 3, (0.5,) * 3, torch.device("cpu")))
+    return Strategy(
+        model=model,
+        optimizer=method.make_optimizer(model.parameters()),
+        train_collate=collate,
+        eval_collate=collate,
+        statistics_collate=collate,
+        order=torch.Generator().manual_seed(0),
+        precision=precision,
+        train_mb_size=batch,
+        train_epochs=epochs,
+        eval_mb_size=64,
+        device=torch.device("cpu"),
+        plugins=[method, *plugins],
+    )
+
+
+def test_cosine_starts_full_and_ends_at_zero():
+    assert cosine(0, 10, 2) == 1.0
+    assert cosine(10, 10, 2) == pytest.approx(0.5)
+    assert cosine(20, 10, 2) == pytest.approx(0.0)
+
+
+def test_codas_schedule_with_its_off_by_one():
+    """Specification 0.7: with 20 epochs the shares are 1, 1, 0.9967, 0.9866, ..., 0.0974."""
+    shares = [coda_cosine(epoch * 5 + 3, 5, 20) for epoch in range(20)]
+    assert shares[:4] == pytest.approx([1.0, 1.0, 0.9967, 0.9866], abs=1e-4)
+    assert shares[-1] == pytest.approx(0.0974, abs=1e-4)
+    assert coda_cosine(49 * 7, 7, 50) == pytest.approx(0.0474, abs=1e-4)
+    assert coda_cosine(3, 5, 1) == 1.0
+
+
+class Rates(FiniteLoss):
+    """Writes down the learning rate of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def before_update(self, strategy, *args, **kwargs):
+        self.seen.append(strategy.optimizer.param_groups[0]["lr"])
+
+
+def test_every_experience_starts_again_at_the_methods_own_rate():
+    rates = Rates()
+    train_x, train_y = arrays(per_class=8)
+    strategy = make("fp32", Schedule(SCHEDULES["cosine"]), rates)
+    for experience in experiences(train_x, train_y, (2, 2, 2)):
+        strategy.train(experience)
+    steps = 2 * math.ceil(16 / 8)
+    expected = [5e-3 * cosine(step, steps // 2, 2) for step in range(steps)]
+    assert rates.seen == pytest.approx(expected * 3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_step(bad):
+    strategy = make("fp32", FiniteLoss())
+    strategy._criterion = lambda logits, _: logits[torch.isfinite(logits)].sum() * 0 + bad
+    train_x, train_y = arrays(per_class=4)
+    first = experiences(train_x, train_y, (2, 2, 2))[0]
+    with pytest.raises(DivergedError, match=f"became {bad} in experience 1, epoch 1, step 1"):
+        strategy.train(first)
+    assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
+
+
+def test_bf16_is_used_for_the_pass_and_logits_come_back_in_fp32():
+    seen = []
+
+    class Peek(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 2)
+
+        def forward(self, x):
+            seen.append(self.inner(x).dtype)
+            return self.inner(x)
+
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        strategy = make(precision)
+        strategy.model, strategy.mbatch = Peek(), [torch.randn(3, 4), torch.zeros(3)]
+        assert strategy.forward().dtype == torch.float32
+        assert seen[-1] == dtype
+
+
+def test_weights_stay_in_fp32_under_bf16():
+    strategy = make("bf16")
+    train_x, train_y = arrays(per_class=4)
+    strategy.train(experiences(train_x, train_y, (2, 2, 2))[0])
+    assert {p.dtype for p in strategy.model.parameters()} == {torch.float32}
+
+
+def test_one_evaluation_pass_predicts_all_images_of_the_seen_classes():
+    strategy = make("fp32", PredictionCollector())
+    x, y = arrays(per_class=5)
+    for experience in experiences(x, y, (2, 2, 2))[:2]:
+        strategy.train(experience)
+    strategy.eval([union(x, y, 4)])
+    predicted, true = strategy.predictions()
+    assert len(predicted) == 4 * 5
+    assert set(true.tolist()) == {0, 1, 2, 3}
+    assert set(predicted.tolist()) <= {0, 1, 2, 3}
+    strategy.eval([union(x, y, 2)])
+    assert len(strategy.predictions()[0]) == 2 * 5
+
+
+def test_progress_is_told_in_order():
+    ticks = []
+    strategy = make("fp32", ProgressReporter(ticks.append, experiences=3, every=0.0))
+    x, y = arrays(per_class=8)
+    strategy.train(experiences(x, y, (2, 2, 2))[0])
+    assert ticks[0].epoch == 0
+    steps = ticks[1:]
+    assert [t.epoch for t in steps] == [1, 1, 2, 2]
+    assert [t.share for t in steps] == [0.25, 0.5, 0.75, 1.0]
+    assert all(t.loss > 0 and t.images_per_second > 0 for t in steps)

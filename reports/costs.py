@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Literal
 
-from bench.costs import Conditions, Cost, Latency, percentiles
+from bench.costs import Cost, Latency, TimingConditions, percentiles
 from bench.record import Record
 from reports.groups import Group, Row
 from reports.stats import estimate
 from reports.tables import MEMORY, Column, Table, batch_sizes, latencies, measured, peak, show, shown, table
-from reports.tables import sizes as sizes_of
 from reports.text import DASH, counted, number
 
 #: Which end of the stream a size is of.
@@ -133,7 +132,7 @@ def _whether(flags: Iterable[bool]) -> str:
     return "in part" if len(found) > 1 else "yes" if found == {True} else "no"
 
 
-def _conditions(row: Row) -> list[Conditions]:
+def _conditions(row: Row) -> list[TimingConditions]:
     return [record.cost.conditions for record in row.done if record.cost and record.cost.conditions]
 
 
@@ -242,8 +241,8 @@ def _cost(record: Record) -> Cost:
 
 
 def total(record: Record, name: str) -> float | None:
-    """A list of `bench.costs.Cost`, summed over the experiences; None if an entry is missing."""
-    values: Sequence[float | None] = getattr(_cost(record), name) or [None]
+    """A field of `bench.costs.ExperienceCost`, summed over the experiences; None if an entry is missing."""
+    values: Sequence[float | None] = _cost(record).by_experience(name) or [None]
     known = [value for value in values if value is not None]
     return fsum(known) if len(known) == len(values) else None
 
@@ -262,7 +261,8 @@ def _images_per_second(record: Record) -> float | None:
 
 
 def _last_evaluation(record: Record) -> float | None:
-    return (_cost(record).eval_seconds or [None])[-1]
+    seconds: list[float | None] = _cost(record).by_experience("eval_seconds") or [None]
+    return seconds[-1]
 
 
 def sizes(group: Group) -> Table | None:
@@ -271,38 +271,25 @@ def sizes(group: Group) -> Table | None:
         *(Column(f"GFLOPs per image, {end} task", _mean(_gflops(end), 2)) for end in ENDS),
         Column("as multiple of the plain ViT, last task", _mean(_flops_ratio, 3)),
         *(Column(f"trainable (elements), {end} task", _mean(_size("trainable", 1, end), 0)) for end in ENDS),
-        *_stored_columns(group, "stored", "KiB", KIB),
-        *_stored_columns(group, "deployed", "MiB", MIB),
+        *(Column(f"stored (KiB), {end} task", _mean(_size("stored_bytes", KIB, end), 1)) for end in ENDS),
+        *(Column(f"deployed (MiB), {end} task", _mean(_size("deployed_bytes", MIB, end), 1)) for end in ENDS),
     ]
     return _measured_table(group, columns)
 
 
-def _stored_columns(group: Group, kind: str, unit: str, scale: int) -> list[Column]:
-    """In bytes; in elements where no cell has bytes, as in records of the older schemas."""
-    in_bytes = any(sizes_of(record, f"{kind}_bytes") for record in group.done)
-    if not in_bytes:
-        return [Column(f"{kind} (elements), {end} task", _mean(_size(kind, 1, end), 0)) for end in ENDS]
-    return [
-        Column(f"{kind} ({unit}), {end} task", _mean(_size(f"{kind}_bytes", scale, end), 1)) for end in ENDS
-    ]
-
-
-def _size(kind: str, scale: int, end: End) -> Callable[[Record], float | None]:
+def _size(field: str, scale: float, end: End) -> Callable[[Record], float | None]:
     def size(record: Record) -> float | None:
-        found = sizes_of(record, kind)
-        return found[POSITION[end]] / scale if found else None
+        values = _cost(record).by_experience(field)
+        value: float | None = values[POSITION[end]] if values else None
+        return None if value is None else value / scale
 
     return size
 
 
 def _gflops(end: End) -> Callable[[Record], float | None]:
-    def gflops(record: Record) -> float | None:
-        found = _cost(record).flops
-        return found[POSITION[end]] / 1e9 if found else None
-
-    return gflops
+    return _size("flops", 1e9, end)
 
 
 def _flops_ratio(record: Record) -> float | None:
-    cost = _cost(record)
-    return cost.flops[-1] / cost.plain_flops if cost.flops and cost.plain_flops else None
+    flops, plain = _size("flops", 1, "last")(record), _cost(record).plain_flops
+    return flops / plain if flops is not None and plain else None

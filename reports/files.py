@@ -23,7 +23,7 @@ from reports.text import slug, spreadsheet
 TABLES_FOLDER = "tables"
 CELLS_NAME = "cells.csv"
 
-#: Sizes of `bench.costs.Parameters` that a cell is told with, and the names of their columns.
+#: Sizes in `bench.costs.ExperienceCost` that a cell is told with, and the names of their columns.
 SIZES = {
     "trainable": "parameters_trainable_elements",
     "stored": "parameters_stored_elements",
@@ -137,9 +137,8 @@ def _memory(record: Record) -> dict[str, Any]:
 
 def _sizes(record: Record) -> dict[str, Any]:
     """After the last experience."""
-    flops = record.cost.flops if record.cost else None
     return {
-        "prediction_flops_per_image": flops[-1] if flops else None,
+        "prediction_flops_per_image": _last(tables.sizes(record, "flops")),
         "plain_vit_flops_per_image": record.cost.plain_flops if record.cost else None,
         **{name: _last(tables.sizes(record, kind)) for kind, name in SIZES.items()},
     }

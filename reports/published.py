@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from bench.benchmarks.base import first
+from bench.benchmarks.base import abbreviate
 from bench.benchmarks.splits import class_order
-from bench.costs import Frozen
 from bench.metrics import METRICS, Metric
-from bench.record import Record, complaint
-from methods.errors import UsageError, unknown
+from bench.model import FrozenModel
+from bench.record import Record
+from methods.errors import UsageError, describe_validation, unknown
 from reports.groups import Group, Row
 from reports.stats import estimate
 from reports.tables import Table, scaled, with_interval
@@ -42,7 +42,7 @@ def _known_metric(name: str) -> str:
     return name
 
 
-class Conditions(Frozen):
+class PublishedConditions(FrozenModel):
     """What a number was obtained under. What is absent is unknown."""
 
     implementation: str | None = Field(None, description='"the authors\' code", or whose code it was')
@@ -64,7 +64,7 @@ class Conditions(Frozen):
     departs: tuple[str, ...] = Field((), description="what no run of this harness does as the source did")
 
 
-class Number(Frozen):
+class Number(FrozenModel):
     """One value, in percent or points; `form` says what it is where no metric here is the same."""
 
     metric: Annotated[str, AfterValidator(_known_metric)] | None = None
@@ -73,19 +73,19 @@ class Number(Frozen):
     spread: float | None = Field(None, ge=0, le=100)
 
 
-class Result(Frozen):
+class Result(FrozenModel):
     """The numbers of one method on one benchmark: `method` is its name here, absent if it is not here."""
 
     method: str | None = None
     name: str = Field(min_length=1, description="as the source calls it")
     benchmark: str = Field(min_length=1)
     tasks: int | None = Field(None, ge=1)
-    conditions: Conditions = Conditions()
+    conditions: PublishedConditions = PublishedConditions()
     doubt: str | None = Field(None, description="why the value may belong to something else")
     numbers: tuple[Number, ...] = Field(min_length=1)
 
 
-class Source(Frozen):
+class PublishedSource(FrozenModel):
     """One file. Conditions: of all results, of those `on` a benchmark, `of` a method (its name), of one."""
 
     title: str = Field(min_length=1)
@@ -95,17 +95,17 @@ class Source(Frozen):
     table: str | None = None
     provenance: Literal["primary", "reprinted", "machine extraction", "secondary notes"]
     remarks: str | None = None
-    conditions: Conditions = Conditions()
-    on: dict[str, Conditions] = Field({})
-    of: dict[str, Conditions] = Field({})
+    conditions: PublishedConditions = PublishedConditions()
+    on: dict[str, PublishedConditions] = Field({})
+    of: dict[str, PublishedConditions] = Field({})
     results: tuple[Result, ...] = Field(min_length=1)
 
-    def conditions_of(self, result: Result) -> Conditions:
+    def conditions_of(self, result: Result) -> PublishedConditions:
         """What is known of a result: of each condition the nearest statement holds, the last of these."""
         on, of = self.on.get(result.benchmark), self.of.get(result.name)
         layers = [part for part in (self.conditions, on, of, result.conditions) if part is not None]
         known = {name: getattr(c, name) for c in layers for name in sorted(c.model_fields_set)}
-        return Conditions.model_validate(known)
+        return PublishedConditions.model_validate(known)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Comparison:
 
 
 @cache
-def load(folder: Path = FOLDER) -> tuple[Source, ...]:
+def load(folder: Path = FOLDER) -> tuple[PublishedSource, ...]:
     """The sources of a folder, by file name; none if there is no such folder.
 
     Raises:
@@ -130,11 +130,11 @@ def load(folder: Path = FOLDER) -> tuple[Source, ...]:
     return tuple(_read(path) for path in sorted(folder.glob("*.toml")))
 
 
-def _read(path: Path) -> Source:
+def _read(path: Path) -> PublishedSource:
     try:
-        return Source.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return PublishedSource.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        problem = complaint(error)
+        problem = describe_validation(error)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         problem = str(error)
     raise UsageError(f"the published numbers '{path}' cannot be used: {problem}; correct the file")
@@ -153,7 +153,7 @@ HOW_TO_READ = (
 )
 
 
-def compare(group: Group, sources: Sequence[Source]) -> Comparison | None:
+def compare(group: Group, sources: Sequence[PublishedSource]) -> Comparison | None:
     """The published numbers of the group's methods beside ours; None without sources."""
     if not sources:
         return None
@@ -170,7 +170,7 @@ class _Entry:
     reason: str
 
 
-def _entries(row: Row, sources: Sequence[Source]) -> Iterator[_Entry]:
+def _entries(row: Row, sources: Sequence[PublishedSource]) -> Iterator[_Entry]:
     record = row.done[0]
     wanted = (_name(record, "method"), _name(record, "benchmark"), record.tasks)
     for source in sources:
@@ -179,7 +179,7 @@ def _entries(row: Row, sources: Sequence[Source]) -> Iterator[_Entry]:
                 yield from _of_result(row, source, result)
 
 
-def _of_result(row: Row, source: Source, result: Result) -> Iterator[_Entry]:
+def _of_result(row: Row, source: PublishedSource, result: Result) -> Iterator[_Entry]:
     conditions = source.conditions_of(result)
     reason = "; ".join(_differences(row, conditions, result.doubt))
     for published in result.numbers:
@@ -202,7 +202,7 @@ def _mark(entry: _Entry, reasons: Sequence[str]) -> str:
     return "no" if entry.cells[-1] == DASH else "yes"
 
 
-def _notes(group: Group, sources: Sequence[Source], found: Sequence[_Entry]) -> Iterator[str]:
+def _notes(group: Group, sources: Sequence[PublishedSource], found: Sequence[_Entry]) -> Iterator[str]:
     methods = {_name(record, "method") for record in group.records}
     benchmark, tasks = _name(group.records[0], "benchmark"), group.records[0].tasks
     there = [r for source in sources for r in source.results if r.benchmark == benchmark]
@@ -235,7 +235,7 @@ def _name(record: Record, part: str) -> str:
     return str(_component(record, part).get("name", label.partition(":")[0]))
 
 
-def _theirs(published: Number, conditions: Conditions) -> str:
+def _theirs(published: Number, conditions: PublishedConditions) -> str:
     spread = f" ± {number(published.spread, 2)}" if published.spread is not None else ""
     kind = ["sd"] if conditions.spread and published.spread is not None else []
     runs = [f"n = {conditions.seeds}"] if conditions.seeds is not None else []
@@ -273,7 +273,7 @@ FOLLOWED = "after the authors' code"
 CHOOSING = ("l2p", "dualprompt")
 
 
-def _differences(row: Row, conditions: Conditions, doubt: str | None) -> Iterator[str]:
+def _differences(row: Row, conditions: PublishedConditions, doubt: str | None) -> Iterator[str]:
     """What differs in words, published vs here, the unknown last; nothing if all is known and equal."""
     pairs = list(_pairs(row, conditions))
     yield from (f"{name} {theirs} vs {ours}" for name, theirs, ours in pairs if _differ(theirs, ours))
@@ -281,14 +281,14 @@ def _differences(row: Row, conditions: Conditions, doubt: str | None) -> Iterato
     yield from [doubt] if doubt else []
     lacking = [name for name, theirs, ours in pairs if theirs is None or ours is None]
     if lacking:
-        yield f"unknown: {first(lacking, 3)}"
+        yield f"unknown: {abbreviate(lacking, 3)}"
 
 
 def _differ(theirs: str | None, ours: str | None) -> bool:
     return theirs is not None and ours is not None and theirs != ours
 
 
-def _pairs(row: Row, conditions: Conditions) -> Iterator[Pair]:
+def _pairs(row: Row, conditions: PublishedConditions) -> Iterator[Pair]:
     record = row.done[0]
     protocol = _component(record, "protocol")
     yield "scale", "full", _text(record.config.get("scale"))
@@ -302,7 +302,7 @@ def _pairs(row: Row, conditions: Conditions) -> Iterator[Pair]:
     yield from _options(record, conditions)
 
 
-def _options(record: Record, conditions: Conditions) -> Iterator[Pair]:
+def _options(record: Record, conditions: PublishedConditions) -> Iterator[Pair]:
     """The hyper-parameters that the source states, and those that were changed here."""
     options = _component(record, "method").get("options", {})
     if conditions.options is None:

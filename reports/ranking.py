@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Literal
 
-from bench.costs import TOLERANCE
 from reports.stats import Estimate, estimate
+
+#: Differences of means up to this are rounding.
+TOLERANCE = 1e-9
 
 Direction = Literal["higher", "lower"]
 

@@ -74,17 +74,7 @@ def _draw(groups: Sequence[Group], out: Path) -> dict[str, Drawn]:
 
 
 def _draw_group(g: Group, styles: dict[str, figures.Style], out: Path) -> Drawn:
-    folder = out / "figures"
-    written = {
-        "curves": figures.write_curves(g, styles, folder),
-        "tradeoff": figures.write_tradeoff(g, styles, folder),
-        "forgetting": figures.write_forgetting(g, folder),
-        "matrices": figures.write_matrices(g, folder),
-        "growth": figures.write_growth(g, styles, folder),
-        "latency": figures.write_latency(g, styles, folder),
-        "diagnostics": figures.write_diagnostics(g, folder),
-        "choices": figures.write_choices(g, folder),
-    }
+    written = figures.write_figures(g, styles, out / "figures")
     return {kind: [path.relative_to(out).as_posix() for path in paths] for kind, paths in written.items()}
 
 

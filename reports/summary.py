@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from bench.costs import TOLERANCE
 from bench.record import Record
 from reports import ranking
 from reports.groups import Group, Row
@@ -81,7 +80,7 @@ def _lead(first: Row, second: Row) -> str:
     found = estimate(ranking.differences(first.by_run(accuracy), second.by_run(accuracy)).values())
     if found is None:
         return f"ahead of {second.method}, with which it has no seed in common"
-    if abs(found.mean) < TOLERANCE:
+    if abs(found.mean) < ranking.TOLERANCE:
         return f"level with {second.method}"
     points = f"{number(abs(found.mean), 2)} points {'above' if found.mean >= 0 else 'below'} {second.method}"
     ends = ranking.interval(found)

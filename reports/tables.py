@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.costs import Latency, Parameters, Peak
+from bench.costs import Latency, Peak
 from bench.metrics import METRICS, Metric
 from bench.record import DiagnosticValue, Record, is_list
 from reports import diagnostics, ranking
@@ -334,7 +334,7 @@ def _timing(group: Group) -> list[str]:
 
 def _awaits_timing(record: Record) -> bool:
     """Operations are counted with the training, inference is timed after that of the whole grid."""
-    return bool(record.cost and record.cost.flops and not record.cost.latency)
+    return bool(sizes(record, "flops") and record.cost and not record.cost.latency)
 
 
 def _code(group: Group) -> list[str]:
@@ -459,9 +459,8 @@ def peak(record: Record, kind: str, phase: str) -> Peak | None:
 
 
 def sizes(record: Record, kind: str) -> list[int]:
-    """A list of `bench.costs.Parameters`; empty if it was not measured."""
-    parameters = (record.cost and record.cost.parameters) or Parameters()
-    return getattr(parameters, kind) or []
+    """A field of `bench.costs.ExperienceCost` for each experience; empty if it was not measured."""
+    return record.cost.by_experience(kind) if record.cost else []
 
 
 def _trainable(record: Record) -> float | None:

@@ -52,12 +52,23 @@ def to_current(content: Mapping[str, Any]) -> dict[str, Any]:
 def _from_older(content: Mapping[str, Any]) -> dict[str, Any]:
     upgraded = {name: value for name, value in content.items() if name not in DERIVED}
     cost = content.get("cost")
-    return upgraded | {"schema": CURRENT, "cost": None if cost is None else _cost(dict(cost))}
+    return upgraded | {"schema": CURRENT, "cost": None if cost is None else _cost(_object(cost))}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A copy of an object of JSON.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"an object is expected, got {type(value).__name__}")
+    return dict(value)
 
 
 def _cost(cost: dict[str, Any]) -> dict[str, Any]:
     lists = {name: cost.pop(name, None) for name in QUANTITIES}
-    sizes = dict(cost.pop("parameters", None) or {})
+    sizes = _object(cost.pop("parameters", None) or {})
     lists |= {name: sizes.pop(name, None) for name in SIZES}
     cost.pop("throughput", None)
     latency = cost.pop("latency", None)
@@ -68,7 +79,7 @@ def _cost(cost: dict[str, Any]) -> dict[str, Any]:
             "experiences": _experiences(
                 {name: values for name, values in lists.items() if values is not None}
             ),
-            "latency": None if latency is None else [_latency(dict(entry)) for entry in latency],
+            "latency": None if latency is None else [_latency(_object(entry)) for entry in latency],
         }
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ def quote(value: object) -> str:
 def plain_name(name: object) -> str:
     """A name that was received, on one line and without quotes."""
     return one_line(name) if isinstance(name, str) else quote(name)
+
+
+def abbreviate(names: Sequence[str], limit: int = 5) -> str:
+    """The first `limit` names, for an error message, and the number of the others."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def unknown(kind: str, got: object, legal: Iterable[str]) -> UsageError:

@@ -1,4 +1,4 @@
-"""What a benchmark is: its settings, and the labelled images it opens to."""
+"""The interface of a benchmark: its settings, and the labelled images that it opens to."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated
 
 from bench.benchmarks.pixels import Pixels
-from methods.errors import UsageError
+from methods.errors import UsageError, abbreviate
+from methods.hyper import STRICT
 
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array, UInt8Array
-
-STRICT = ConfigDict(extra="forbid")
 
 DATA_VARIABLE = "DUALLORA_BENCH_DATA"
 
 
 @validated(frozen=True, config=STRICT)
 class Scale:
-    """How much of a benchmark is run. Images per class: the cap of a side, None = all of them."""
+    """How much of a benchmark is run.
+
+    Attributes:
+        train_per_class, test_per_class: at most so many images of each class; None for all of them.
+        epochs: passes over the training images of a task.
+        batch_size: training images per step.
+    """
 
     train_per_class: PositiveInt | None
     test_per_class: PositiveInt | None
@@ -49,10 +54,10 @@ class NoOptions:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images, not decoded yet.
+    """Labelled images that are not decoded yet: a training set or a test set.
 
     Attributes:
-        ids: a stable name for each image, the same on every machine: a relative POSIX path, or "train/00123".
+        ids: the name of each image, the same on every machine: a relative POSIX path, or "train/00123".
         labels: (n,) int64, the position of the image's class in `Dataset.classes`.
         pixels: the n images.
 
@@ -71,8 +76,11 @@ class ImageSet:
                 "do not belong together; a benchmark must open to one of each per image"
             )
         if len(set(self.ids)) < len(self.ids):
-            twice = Counter(self.ids).most_common(1)[0][0]
-            raise UsageError(f"two images are named '{twice}'; every image of a side needs its own name")
+            repeated = Counter(self.ids).most_common(1)[0][0]
+            raise UsageError(
+                f"two images are named '{repeated}'; names must be unique within the training set and "
+                "within the test set"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,10 +96,10 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """An opened benchmark: class names, training side, test side.
+    """An opened benchmark: class names, training set, test set.
 
     Raises:
-        UsageError: if a class has no image on one of the sides.
+        UsageError: if a class has no image in one of the two sets.
     """
 
     classes: tuple[str, ...]
@@ -99,33 +107,33 @@ class Dataset:
     test: ImageSet
 
     def __post_init__(self) -> None:
-        for side, images in (("training", self.train), ("test", self.test)):
+        for name, images in (("training", self.train), ("test", self.test)):
             present = {int(label) for label in images.labels}
-            if absent := [name for label, name in enumerate(self.classes) if label not in present]:
+            if absent := [cls for label, cls in enumerate(self.classes) if label not in present]:
                 raise UsageError(
-                    f"{len(absent)} of {len(self.classes)} classes have no {side} image: {abbreviate(absent)}; "
-                    f"give each class at least one {side} image, or remove the class"
+                    f"{len(absent)} of {len(self.classes)} classes have no {name} image: "
+                    f"{abbreviate(absent)}; give each class at least one {name} image, or remove the class"
                 )
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of every image's name, class and stored bytes, whichever side it is on."""
+        """Hash of the name, class and stored bytes of every image, in whichever of the two sets it is."""
         return self._hash(self.train, self.test)
 
     @cached_property
     def train_sha256(self) -> str:
-        """The same of the training side alone: what a run on validation may open."""
+        """The same for the training set alone, which is all that a run on validation may open."""
         return self._hash(self.train)
 
-    def _hash(self, *sides: ImageSet) -> str:
+    def _hash(self, *image_sets: ImageSet) -> str:
         """Reads each file once, as bytes, and decodes none."""
         total = hashlib.sha256()
-        for line in sorted(line for side in sides for line in self._lines(side)):
+        for line in sorted(line for images in image_sets for line in self._lines(images)):
             total.update(line.encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
-    def _lines(self, side: ImageSet) -> list[str]:
-        rows = zip(side.ids, side.labels, side.pixels.digests(), strict=True)
+    def _lines(self, images: ImageSet) -> list[str]:
+        rows = zip(images.ids, images.labels, images.pixels.digests(), strict=True)
         return [f"{name}\0{self.classes[label]}\0{digest}\n" for name, label, digest in rows]
 
 
@@ -137,15 +145,15 @@ class Benchmark(ABC, Generic[OptionsT]):
 
     Attributes:
         name: set by `@register`.
-        default_tasks: number of experiences without `--tasks`.
+        default_tasks: number of tasks without `--tasks`.
         image_size: side of the network's input in pixels, without `--image-size`.
         eval_crop: share of a stored square's side that the central crop of the test images keeps.
-        augmentation: of the training images, a name of `bench.cell.batches.AUGMENTATIONS`; "none" where a mirror
-            image is not the same class.
+        augmentation: of the training images, a name of `bench.cell.batches.AUGMENTATIONS`; "none" where a
+            mirrored image belongs to another class.
         backbone: the default backbone's tag; None for the harness' own default.
         scales: the settings of `--scale`, by name: smoke, quick, full.
-        absent: what to tell a person where `locate` finds nothing.
-        Options: frozen pydantic dataclass of what `--benchmarks name:key=value+key=value` may set.
+        absent: the message for users where `locate` finds nothing.
+        Options: frozen pydantic dataclass of the options that `--benchmarks name:key=value+key=value` sets.
     """
 
     name: ClassVar[str]
@@ -163,26 +171,20 @@ class Benchmark(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def locate(self, roots: Sequence[Path]) -> Path | None:
-        """Where the data lie on this machine, or None. Looks at names only, without importing numpy."""
+        """The path of the data on this machine, or None. Checks file names only, and imports no numpy."""
 
     @abstractmethod
     def open(self, roots: Sequence[Path]) -> Dataset:
-        """The labelled images; data that can be downloaded are, into the first root.
+        """The labelled images. Data that are not here are downloaded into the first root, where possible.
 
         Raises:
-            MissingError: the data are not here and could not be fetched.
-            UsageError: the data are not what they should be.
+            MissingError: if the data are not here and could not be downloaded.
+            UsageError: if the data are not what they should be.
         """
 
 
 def data_roots(explicit: Path | None) -> tuple[Path, ...]:
-    """Where data are looked for, in order: `--data-root`, DUALLORA_BENCH_DATA, ~/.cache/duallora-bench."""
+    """The folders searched, in order: `--data-root`, DUALLORA_BENCH_DATA, ~/.cache/duallora-bench."""
     variable = os.environ.get(DATA_VARIABLE)
-    asked = [explicit, Path(variable) if variable else None, Path("~/.cache/duallora-bench")]
-    return tuple(dict.fromkeys(path.expanduser().absolute() for path in asked if path is not None))
-
-
-def abbreviate(names: Sequence[str], limit: int = 5) -> str:
-    """The first few names for an error message, and how many there are beyond."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    roots = [explicit, Path(variable) if variable else None, Path("~/.cache/duallora-bench")]
+    return tuple(dict.fromkeys(path.expanduser().absolute() for path in roots if path is not None))

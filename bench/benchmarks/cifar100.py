@@ -14,12 +14,13 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Dataset, ImageSet, Scale, make_scales
+from bench.benchmarks import register
+from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.download import Archive, find_folder, md5_of, obtain
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import split_by_rows, split_from_csv
 from methods.errors import UsageError
-from methods.registry import register
+from methods.hyper import STRICT
 
 ARCHIVE = Archive(
     what="CIFAR-100",
@@ -36,14 +37,14 @@ MD5 = {
 
 @dataclass(frozen=True, config=STRICT)
 class Cifar100Options:
-    """What `--benchmarks cifar100:...` may set."""
+    """Options of `--benchmarks cifar100:...`."""
 
     split: Path | None = Field(None, description="CSV file 'split,id' that replaces the official split")
 
 
 @register("cifar100")
 class Cifar100(Benchmark[Cifar100Options]):
-    """Images stay 32x32 and are enlarged in batches, on the model's device. Ids: "train/00123"."""
+    """Images stay 32x32 and are enlarged by batch, on the model's device. Ids: "train/00123"."""
 
     default_tasks = 10
     image_size = 224
@@ -64,7 +65,7 @@ class Cifar100(Benchmark[Cifar100Options]):
         folder = obtain(ARCHIVE, roots)
         for name in MD5:
             _check(folder / name)
-        train, test = _side(folder, "train"), _side(folder, "test")
+        train, test = _read(folder, "train"), _read(folder, "test")
         pool = ImageSet(
             train.ids + test.ids,
             np.concatenate([train.labels, test.labels]),
@@ -80,14 +81,14 @@ def _check(path: Path) -> None:
         raise UsageError(
             f"{path} is missing; remove the folder {path.parent} and CIFAR-100 is unpacked again"
         )
-    if (got := md5_of(path)) != MD5[path.name]:
+    if (md5 := md5_of(path)) != MD5[path.name]:
         raise UsageError(
-            f"{path} is not CIFAR-100's file: its md5 is {got}, not {MD5[path.name]}; remove the folder "
+            f"{path} is not CIFAR-100's file: its md5 is {md5}, not {MD5[path.name]}; remove the folder "
             f"{path.parent} and it is unpacked again"
         )
 
 
-def _side(folder: Path, name: str) -> ImageSet:
+def _read(folder: Path, name: str) -> ImageSet:
     import numpy as np
 
     content = read_pickle(folder / name)
@@ -98,7 +99,7 @@ def _side(folder: Path, name: str) -> ImageSet:
 
 
 def read_pickle(path: Path) -> Mapping[str, Any]:
-    """One of CIFAR's files; nothing but arrays and plain values is constructed.
+    """The content of one of CIFAR's files; only arrays and plain values are constructed.
 
     Raises:
         UsageError: if the file asks for anything else.
@@ -112,18 +113,18 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """A pickle can name any function to be called; this one knows three names of numpy's."""
+    """An unpickler that calls nothing but three functions of numpy, whatever the pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
         import numpy as np
 
         rebuild = np.empty(0).__reduce__()[0]  # its module has moved between numpy's versions
-        known = {
+        allowed = {
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
             ("numpy.core.multiarray", "_reconstruct"): rebuild,
             ("numpy._core.multiarray", "_reconstruct"): rebuild,
         }
-        if (module, name) not in known:
+        if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of CIFAR-100")
-        return known[module, name]
+        return allowed[module, name]

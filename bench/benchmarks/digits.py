@@ -9,17 +9,17 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.benchmarks import register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, NoOptions, Scale, make_scales
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows
-from methods.registry import register
 
-DARKEST = 16  # the images count strokes in 4x4 cells: 0 to 16
+DARKEST = 16  # a pixel counts the strokes in a cell of 4x4: 0 to 16
 
 
 @register("digits")
 class Digits(Benchmark[NoOptions]):
-    """Grey values 0..16 become 0..255; images stay 8x8 and are enlarged in batches, on the model's device."""
+    """Grey values 0..16 become 0..255; images stay 8x8 and are enlarged by batch, on the model's device."""
 
     default_tasks = 5
     image_size = 32
@@ -32,7 +32,7 @@ class Digits(Benchmark[NoOptions]):
     )
 
     def locate(self, roots: Sequence[Path]) -> Path | None:
-        """The file inside scikit-learn, which is not imported for it."""
+        """The file inside scikit-learn; the package is not imported."""
         package = importlib.util.find_spec("sklearn")
         if package is None or package.origin is None:
             return None

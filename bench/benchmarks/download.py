@@ -1,4 +1,4 @@
-"""Archives: found in a data root or downloaded, checked, unpacked; a download that was cut off resumes."""
+"""Archives: find in a data root or download, verify, unpack; an interrupted download is resumed."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ def find_folder(archive: Archive, roots: Sequence[Path]) -> Path | None:
     """The unpacked folder in the first root that has it, else the archive file, else None."""
     folders = (root / archive.folder for root in roots)
     files = (root / archive.file for root in roots)
-    found = (path for path in folders if path.is_dir())
-    return next(found, next((path for path in files if path.is_file()), None))
+    existing = (path for path in folders if path.is_dir())
+    return next(existing, next((path for path in files if path.is_file()), None))
 
 
 def obtain(archive: Archive, roots: Sequence[Path]) -> Path:
-    """The unpacked folder: found, else unpacked from an archive that lies in a root, else downloaded.
+    """The unpacked folder; if there is none, the archive is searched for in the roots or downloaded.
 
-    What is downloaded or unpacked goes to the first root.
+    The archive is downloaded to the first root, and unpacked there.
 
     Raises:
-        MissingError: not here and not to be downloaded; says where it was looked for and what to do.
-        UsageError: the archive is not the published one, or cannot be unpacked.
+        MissingError: if it is not here and cannot be downloaded; says where it was searched for.
+        UsageError: if the archive is not the published one, or cannot be unpacked.
     """
-    found = find_folder(archive, roots)
-    if found is not None and found.is_dir():
-        return found
-    if found is not None:
-        _verify(found, archive.md5)
+    path = find_folder(archive, roots)
+    if path is not None and path.is_dir():
+        return path
+    if path is not None:
+        _verify(path, archive.md5)
     else:
-        found = _downloaded(archive, roots)
+        path = _download(archive, roots)
     folder = roots[0] / archive.folder
-    extract(found, folder)
+    extract(path, folder)
     return folder
 
 
-def _downloaded(archive: Archive, roots: Sequence[Path]) -> Path:
+def _download(archive: Archive, roots: Sequence[Path]) -> Path:
     try:
         return fetch(archive.url, roots[0] / archive.file, archive.md5)
     except MissingError as error:
@@ -81,11 +81,11 @@ def _downloaded(archive: Archive, roots: Sequence[Path]) -> Path:
 
 
 def fetch(url: str, dest: Path, md5: str) -> Path:
-    """Download `url` to `dest`; a transfer that was cut off is resumed from `<dest>.part`.
+    """Download `url` to `dest`; an interrupted transfer is resumed from `<dest>.part`.
 
     Raises:
-        MissingError: no connection, or one that broke off; says how to put the file there by hand.
-        UsageError: what arrived has another checksum (it is removed), or nothing can be written there.
+        MissingError: if the connection fails; says how to put the file there by hand.
+        UsageError: if the file has another checksum (it is removed), or cannot be written.
     """
     part = dest.with_name(dest.name + ".part")
     try:
@@ -108,22 +108,22 @@ def fetch(url: str, dest: Path, md5: str) -> Path:
 
 
 def _transfer(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`; OSError or HTTPException if it is not whole afterwards."""
-    have = part.stat().st_size
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """Append the missing bytes of `url` to `part`; OSError or HTTPException if it stays incomplete."""
+    size = part.stat().st_size
+    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is lacking
+            return  # the file is complete
         raise
     with response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            have = 0
+            size = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with part.open("ab" if have else "wb") as file:
-            for block in _with_progress(_blocks(response), part.stem, have, total):
+        total = size + int(length) if length else None
+        with part.open("ab" if size else "wb") as file:
+            for block in _with_progress(_blocks(response), part.stem, size, total):
                 file.write(block)
     if total is not None and part.stat().st_size < total:
         raise ConnectionError(f"the connection broke off after {part.stat().st_size:,} of {total:,} bytes")
@@ -134,40 +134,40 @@ def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _with_progress(blocks: Iterator[bytes], name: str, have: int, total: int | None) -> Iterator[bytes]:
-    """The blocks, and on a terminal a bar that follows them."""
+def _with_progress(blocks: Iterator[bytes], name: str, size: int, total: int | None) -> Iterator[bytes]:
+    """The blocks; on a terminal with a progress bar, which starts at `size` bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
-        bar = progress.add_task(f"downloading {name}", completed=have, total=total)
+        bar = progress.add_task(f"downloading {name}", completed=size, total=total)
         for block in blocks:
             yield block
             progress.advance(bar, len(block))
 
 
 def md5_of(path: Path) -> str:
-    """md5 of a file in hexadecimal: the checksum the archives are published with."""
+    """md5 of a file in hexadecimal: the checksum that is published with the archives."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _verify(path: Path, md5: str, *, remove: bool = False) -> None:
-    if (got := md5_of(path)) == md5:
+    if (actual := md5_of(path)) == md5:
         return
     if remove:
         path.unlink()
-    done = "it was removed, run this again" if remove else "remove it and it is downloaded again"
-    raise UsageError(f"{path} has md5 {got} instead of {md5}: it is damaged or another file; {done}")
+    advice = "it was removed, run this again" if remove else "remove it and it is downloaded again"
+    raise UsageError(f"{path} has md5 {actual} instead of {md5}: it is damaged or another file; {advice}")
 
 
 def extract(archive: Path, dest: Path) -> None:
-    """Unpack a tar file whose top-level folder is called as `dest` is; `dest` appears when it is complete.
+    """Unpack a tar file whose top-level folder has the name of `dest`; `dest` appears once it is complete.
 
     Raises:
-        UsageError: a member that would leave the folder, a damaged file, another top-level folder, no space.
+        UsageError: for a member outside the folder, a damaged file, another top-level folder, a full disk.
     """
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Any folder of class folders: path=FOLDER; train/ with test/ or val/ inside, or a stratified fifth as test.
 
-A class is a sub-folder, its images lie anywhere below it, and classes are numbered in the order of
-their names. Every file that is used is decoded before training starts (`pixels.FilePixels`).
+A class is a sub-folder with images at any depth, and classes are numbered in the order of their names. Every
+file that is used is decoded before training starts (`pixels.FilePixels`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Dataset, ImageSet, Scale, abbreviate, make_scales
+from bench.benchmarks import register
+from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.pixels import FilePixels
 from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv
-from methods.errors import MissingError, UsageError
-from methods.registry import register
+from methods.errors import MissingError, UsageError, abbreviate
+from methods.hyper import STRICT
 
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array
@@ -29,7 +30,7 @@ SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 
 @dataclass(frozen=True, config=STRICT)
 class ImageFolderOptions:
-    """What `--benchmarks image-folder:...` may set."""
+    """Options of `--benchmarks image-folder:...`."""
 
     path: Path | None = Field(None, description="the folder; relative to here or to a data root")
     split: Path | None = Field(None, description="CSV file 'split,id' that replaces the default split")
@@ -61,8 +62,14 @@ class ImageFolder(Benchmark[ImageFolderOptions]):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pool:
-    """A listed image folder: class names, all images, and whether it is cut into train/ and test/ already."""
+class FolderImages:
+    """The images of a folder.
+
+    Attributes:
+        classes: names of the classes.
+        images: the training and the test images.
+        presplit: whether the folder is divided into train/ and test/ already.
+    """
 
     classes: tuple[str, ...]
     images: ImageSet
@@ -79,50 +86,50 @@ def existing(path: Path, roots: Sequence[Path]) -> Path:
     """`resolve`, or a MissingError."""
     folder = resolve(path, roots)
     if folder is None:
-        places = ", ".join(map(str, dict.fromkeys([Path.cwd(), *roots])))
-        raise MissingError(f"there is no folder '{path}', looked for in {places}; give path=FOLDER")
+        searched = ", ".join(map(str, dict.fromkeys([Path.cwd(), *roots])))
+        raise MissingError(f"there is no folder '{path}', looked for in {searched}; give path=FOLDER")
     return folder
 
 
-def read_folder(folder: Path, roots: Sequence[Path]) -> Pool:
+def read_folder(folder: Path, roots: Sequence[Path]) -> FolderImages:
     """List a folder of class folders, or of train/ and test/ (or val/) with class folders.
 
     Args:
         roots: the first of them holds the cache of decoded images.
 
     Raises:
-        UsageError: no classes, a class without images, sides with different classes.
+        UsageError: no classes, a class without images, or train/ and test/ with different classes.
     """
-    sides = _side_folders(folder)
-    listings = [_images_by_class(side) for side in sides]
-    if len(sides) == 2:
-        _same_classes(sides, listings)
+    parts = _parts(folder)
+    listings = [_images_by_class(part) for part in parts]
+    if len(parts) == 2:
+        _check_same_classes(parts, listings)
     ids, labels, paths = _table(folder, listings)
     images = ImageSet(ids, labels, FilePixels(paths, roots[0] / "decoded"))
-    return Pool(tuple(listings[0]), images, presplit=len(sides) == 2)
+    return FolderImages(tuple(listings[0]), images, presplit=len(parts) == 2)
 
 
-def split_pool(pool: Pool, split: Path | None) -> Dataset:
-    """By the external list, else as the folder is cut, else a stratified fifth is the test side."""
+def split_pool(pool: FolderImages, split: Path | None) -> Dataset:
+    """Divide by the external list, else as the folder is divided, else hold out a stratified fifth."""
     images = pool.images
     if split is not None:
         rows = split_from_csv(images.ids, split)
     elif pool.presplit:
-        rows = _own_rows(images.ids)
+        rows = _rows_by_folder(images.ids)
     else:
         rows = hold_out(images.labels, images.ids, HELD_OUT)
     return split_by_rows(pool.classes, images, rows)
 
 
-def _own_rows(ids: tuple[str, ...]) -> tuple[Int64Array, Int64Array]:
+def _rows_by_folder(ids: tuple[str, ...]) -> tuple[Int64Array, Int64Array]:
     import numpy as np
 
     is_train = np.array([name.startswith("train/") for name in ids])
     return np.flatnonzero(is_train), np.flatnonzero(~is_train)
 
 
-def _side_folders(folder: Path) -> tuple[Path, ...]:
-    """(train, test) if the folder is cut already, else the folder itself."""
+def _parts(folder: Path) -> tuple[Path, ...]:
+    """(train, test) if the folder is divided already, else the folder itself."""
     train = folder / "train"
     for test in (folder / "test", folder / "val"):
         if train.is_dir() and test.is_dir():
@@ -135,37 +142,37 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
     if len(names) < 2:
         raise UsageError(
             f"{folder} holds {len(names)} class folders ({names[0] if names else 'none'}), and it takes two "
-            "or more; give the folder that holds one folder a class"
+            "or more; give the folder that holds one folder per class"
         )
     images = {name: _images(folder / name) for name in names}
     if empty := [name for name, paths in images.items() if not paths]:
         raise UsageError(
-            f"{len(empty)} of {len(names)} class folders in {folder} hold no image: {abbreviate(empty)}; fill or "
-            f"remove them (images end in {', '.join(sorted(SUFFIXES))})"
+            f"{len(empty)} of {len(names)} class folders in {folder} hold no image: {abbreviate(empty)}; "
+            f"fill or remove them (images end in {', '.join(sorted(SUFFIXES))})"
         )
     return images
 
 
 def _images(folder: Path) -> list[Path]:
-    found: list[Path] = []
+    paths: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _hidden(name)]
-        found += [Path(parent, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not _hidden(n)]
-    return found
+        paths += [Path(parent, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not _hidden(n)]
+    return paths
 
 
 def _hidden(name: str) -> bool:
-    """Such as the ._* files that archives made on macOS carry, or .ipynb_checkpoints."""
+    """Whether a name is hidden, such as the ._* files in archives made on macOS, or .ipynb_checkpoints."""
     return name.startswith(".")
 
 
-def _same_classes(sides: tuple[Path, ...], listings: list[dict[str, list[Path]]]) -> None:
+def _check_same_classes(parts: tuple[Path, ...], listings: list[dict[str, list[Path]]]) -> None:
     train, test = (set(listing) for listing in listings)
     if train != test:
         raise UsageError(
-            f"{sides[0]} and {sides[1]} must hold the same class folders; only in {sides[0].name}: "
-            f"{abbreviate(sorted(train - test)) or 'none'}; only in {sides[1].name}: "
-            f"{abbreviate(sorted(test - train)) or 'none'}. Rename or remove these, or give path={sides[0]} "
+            f"{parts[0]} and {parts[1]} must hold the same class folders; only in {parts[0].name}: "
+            f"{abbreviate(sorted(train - test)) or 'none'}; only in {parts[1].name}: "
+            f"{abbreviate(sorted(test - train)) or 'none'}. Rename or remove these, or give path={parts[0]} "
             "to hold out a fifth of it"
         )
 

@@ -1,7 +1,7 @@
 """ImageNet-R: 30,000 renditions of 200 ImageNet classes; 24,000 / 6,000 by a deterministic stratified split.
 
 The split is this project's (`splits.hold_out`: a fifth of each class by the rank of names). CODA-Prompt's
-fixed lists are another split, InfLoRA's depends on a seed, so numbers differ by a point or two; the
+fixed lists are another split, and InfLoRA's depends on a seed, so numbers differ by a point or two; the
 option `split=FILE` takes any list. Archive: Hendrycks et al., The Many Faces of Robustness, ICCV 2021.
 """
 
@@ -13,11 +13,12 @@ from pathlib import Path
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks.base import STRICT, Benchmark, Dataset, Scale, make_scales
+from bench.benchmarks import register
+from bench.benchmarks.base import Benchmark, Dataset, Scale, make_scales
 from bench.benchmarks.download import Archive, find_folder, obtain
-from bench.benchmarks.image_folder import Pool, existing, read_folder, resolve, split_pool
+from bench.benchmarks.image_folder import FolderImages, existing, read_folder, resolve, split_pool
 from methods.errors import UsageError
-from methods.registry import register
+from methods.hyper import STRICT
 
 ARCHIVE = Archive(
     what="ImageNet-R",
@@ -30,7 +31,7 @@ CLASSES, IMAGES = 200, 30_000
 
 @dataclass(frozen=True, config=STRICT)
 class ImageNetROptions:
-    """What `--benchmarks imagenet-r:...` may set."""
+    """Options of `--benchmarks imagenet-r:...`."""
 
     path: Path | None = Field(None, description="the folder, if it is not imagenet-r/ in a data root")
     split: Path | None = Field(None, description="CSV file 'split,id' that replaces the default split")
@@ -66,11 +67,11 @@ class ImageNetR(Benchmark[ImageNetROptions]):
         return split_pool(pool, self.options.split)
 
 
-def _check_whole(folder: Path, pool: Pool) -> None:
+def _check_whole(folder: Path, pool: FolderImages) -> None:
     classes, images = len(pool.classes), len(pool.images)
     if (classes, images) != (CLASSES, IMAGES):
         raise UsageError(
             f"{folder} has {classes} classes and {images:,} images, ImageNet-R has {CLASSES} and {IMAGES:,}; "
-            "complete the folder, or run what is there with imagenet-r:allow_subset=true, which the record "
-            "then says"
+            "complete the folder, or run what is there with imagenet-r:allow_subset=true, which the "
+            "record then says"
         )

@@ -1,4 +1,4 @@
-"""Where a side's images come from: an array in memory, or image files with a cache of decoded squares."""
+"""Sources of images: an array in memory, or image files with a cache of decoded squares."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Int64Array = NDArray[np.int64]
 
 DECODER = "exif-rgb-bicubic-fit 1"
-CHUNK = 256  # images decoded ahead of the writer: bounds the memory a slow disk can pile up
+CHUNK = 256  # images decoded ahead of the writer: bounds the memory used where the disk is slow
 
 
 class Pixels(Protocol):
@@ -72,7 +72,7 @@ class ArrayPixels:
         return [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images]
 
     def decode(self, size: int) -> UInt8Array:
-        """At another size than the native one, each image is resampled (bicubic, antialiased)."""
+        """The images; each is resampled (bicubic, antialiased) if `size` is not the native one."""
         if size == self.native_size:
             return self.images
         return _resized(self.images, size)
@@ -90,10 +90,10 @@ def _resized(images: UInt8Array, size: int) -> UInt8Array:
 
 @dataclass(frozen=True, eq=False)
 class FilePixels:
-    """Image files of any size. Decoded squares are kept in `<cache>/<key>.npy` and memory-mapped.
+    """Image files of any size. Decoded squares are stored in `<cache>/<key>.npy` and memory-mapped.
 
-    The key is made of the files' content, the size and the decoder, so that a file that was exchanged
-    is never answered from the cache. The array is mapped copy-on-write: writing to it changes no file.
+    The key is a hash of the files' content, the size and the decoder, so a changed file is decoded again. The
+    array is mapped copy-on-write: writing to it changes no file.
     """
 
     paths: tuple[Path, ...]
@@ -116,15 +116,15 @@ class FilePixels:
     def decode(self, size: int) -> UInt8Array:
         shape = (len(self.paths), size, size, 3)
         cached = self.cache / f"{_cache_key(self.digests(), size)}.npy"
-        found = _read_cache(cached, shape)
-        if found is not None:
-            return found
+        images = _read_cache(cached, shape)
+        if images is not None:
+            return images
         try:
             _write_cache(cached, shape, decoded(self.paths, size))
         except OSError as error:
             warnings.warn(
-                f"decoded images cannot be kept in {self.cache} ({error}): they stay in memory and are "
-                "decoded again by the next run; free or allow writing there, or give another --data-root",
+                f"decoded images cannot be stored in {self.cache} ({error}): they stay in memory, and the "
+                "next run decodes them again; free space or allow writing there, or give another --data-root",
                 stacklevel=2,
             )
             return _in_memory(shape, decoded(self.paths, size))
@@ -134,7 +134,7 @@ class FilePixels:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes; a file is read again only if its size or time of change differ.
+    """sha256 of a file's bytes; a file is read again only if its size or modification time differs.
 
     Raises:
         UsageError: if it cannot be read.
@@ -158,15 +158,15 @@ def square(path: Path, size: int) -> UInt8Array:
     Bicubic and antialiased. Transparency is dropped, as torchvision's loader does.
 
     Raises:
-        ValueError: for more than 8 bits a channel, which a conversion to RGB would clip.
-        OSError and others of `UNREADABLE`: if it is no whole image.
+        ValueError: for more than 8 bits per channel, which a conversion to RGB would clip.
+        OSError and others: if it is not an intact image.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode}: more than 8 bits a channel; convert it to 8 bits")
+            raise ValueError(f"mode {image.mode}: more than 8 bits per channel; convert it to 8 bits")
         upright = ImageOps.exif_transpose(image).convert("RGB")
     return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
 
@@ -203,7 +203,7 @@ def _attempt(size: int) -> Callable[[Path], UInt8Array | str]:
         try:
             return square(path, size)
         except (*unreadable, Image.DecompressionBombError) as error:
-            # Pillow's sentence for a file it does not know repeats the path
+            # Pillow's message for an unknown format repeats the path
             return "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
 
     return attempt
@@ -217,7 +217,7 @@ def _cache_key(digests: list[str], size: int) -> str:
 
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> UInt8Array | None:
-    """The mapped array, or None if the file is absent or is not a whole array of this shape."""
+    """The mapped array, or None if the file is absent or is not a complete array of this shape."""
     import numpy as np
 
     try:
@@ -226,12 +226,12 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> UInt8Array | None:
         return None
     if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
         return None
-    whole = array.offset + array.nbytes == path.stat().st_size
-    return array if whole and array.flags.c_contiguous else None
+    complete = array.offset + array.nbytes == path.stat().st_size
+    return array if complete and array.flags.c_contiguous else None
 
 
 def _write_cache(path: Path, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:
-    """Write to a temporary file beside `path`, then rename: another process sees all of it or nothing."""
+    """Write to a temporary file in the same folder, then rename it: no process reads a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".decoding-{uuid.uuid4().hex}.npy")
     try:

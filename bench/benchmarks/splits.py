@@ -1,7 +1,7 @@
-"""Who is trained on, who is tested on, in which order: pure functions, the same on every machine.
+"""Class orders, tasks, and which images are trained and tested on: pure functions, equal on every machine.
 
-No generator of random numbers chooses an image: images are ranked by the sha256 of their names, so a
-split depends neither on the order in which files are listed nor on a library's version.
+No random generator selects an image: images are ranked by the sha256 of their names, so a split depends
+neither on the order in which files are listed nor on a library's version.
 """
 
 from __future__ import annotations
@@ -16,46 +16,48 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bench.benchmarks.base import Dataset, ImageSet, Scale, abbreviate
-from methods.errors import MissingError, UsageError
+from bench.benchmarks.base import Dataset, ImageSet, Scale
+from methods.errors import MissingError, UsageError, abbreviate
 
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array
 
-TestSide = Literal["test", "validation"]
+#: What a cell is tested on: the test set, or a part of the training set that is held out.
+TestSource = Literal["test", "validation"]
 
 HELD_OUT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One seed's cut of a source.
+    """How a data set is divided for one seed.
 
     Attributes:
-        class_order: original class numbers in the order learnt.
-        task_sizes: number of classes of each experience.
-        train_rows: (n,) int64, sorted row numbers of `source.train`.
-        test_rows: (m,) int64, sorted row numbers of `source.test`, or of `source.train` on validation.
-        test_side: what `test_rows` counts in.
-        sha256: hash of the (name, class number) pairs of both sides; order and tasks do not enter.
+        class_order: the data set's class numbers in the order learnt.
+        task_sizes: number of classes of each task.
+        train_rows: (n,) int64, sorted row numbers of `Dataset.train`.
+        test_rows: (m,) int64, sorted row numbers of `Dataset.test`, or of `Dataset.train` on validation.
+        test_source: the set that `test_rows` refers to.
+        sha256: hash of the (name, class number) pairs of the training and test images; independent of the
+            class order and of the tasks.
     """
 
     class_order: tuple[int, ...]
     task_sizes: tuple[int, ...]
     train_rows: Int64Array
     test_rows: Int64Array
-    test_side: TestSide
+    test_source: TestSource
     sha256: str
 
 
 def class_order(n_classes: int, seed: int) -> tuple[int, ...]:
-    """CODA-Prompt's rule: seed 0 keeps the classes as they are, any other shuffles with Python's `random`.
+    """CODA-Prompt's rule: seed 0 keeps the order of the data set, any other shuffles with Python's `random`.
 
     >>> class_order(100, 1)[:5]
     (53, 37, 65, 51, 4)
     """
     if seed < 0:
-        raise UsageError(f"seed {seed} is negative; give 0 (classes in their own order) or a positive number")
+        raise UsageError(f"seed {seed} is negative; give 0 (the data set's class order) or a positive number")
     order = list(range(n_classes))
     if seed > 0:
         random.Random(seed).shuffle(order)
@@ -63,7 +65,7 @@ def class_order(n_classes: int, seed: int) -> tuple[int, ...]:
 
 
 def task_sizes(n_classes: int, tasks: int) -> tuple[int, ...]:
-    """Number of classes of each task: sizes differ by at most one, the larger come first, none is dropped.
+    """Number of classes of each task: sizes differ by at most one, larger ones first; no class is dropped.
 
     >>> task_sizes(10, 4)
     (3, 3, 2, 2)
@@ -84,8 +86,8 @@ def stratified(labels: Int64Array, ids: Sequence[str], per_class: int | None) ->
 def hold_out(labels: Int64Array, ids: Sequence[str], fraction: float) -> tuple[Int64Array, Int64Array]:
     """Sorted rows (kept, held out): about `fraction` of each class is held out.
 
-    A class of n images gives the whole number below or above n·fraction, such that all classes together
-    give round(N·fraction); and always at least one and at most n - 1.
+    Of a class of n images, n·fraction are held out, rounded down or up so that all classes together give
+    round(N·fraction); but at least one, and at most n - 1.
 
     Raises:
         UsageError: if a class has a single image.
@@ -104,7 +106,7 @@ def hold_out(labels: Int64Array, ids: Sequence[str], fraction: float) -> tuple[I
 
 
 def _shares(counts: list[int], fraction: Fraction) -> list[int]:
-    """Each class its whole share; what is left to round(N·fraction) goes to the largest remainders."""
+    """n·fraction rounded down for each class; the rest, up to round(N·fraction), by largest remainder."""
     exact = [count * fraction for count in counts]
     left = round(sum(counts) * fraction) - sum(int(share) for share in exact)
     by_remainder = sorted(range(len(exact)), key=lambda i: (int(exact[i]) - exact[i], i))
@@ -116,7 +118,7 @@ def _shares(counts: list[int], fraction: Fraction) -> list[int]:
 
 
 def _ranked(labels: Int64Array, ids: Sequence[str]) -> list[Int64Array]:
-    """Rows of each class that occurs, by class number, each in the order of its names' sha256."""
+    """The rows of each class that occurs, by class number; within a class, by the sha256 of the names."""
     import numpy as np
 
     keys = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in ids]
@@ -130,50 +132,52 @@ def _joined(groups: list[Int64Array]) -> Int64Array:
     return np.sort(np.concatenate([np.empty(0, np.int64), *groups]))
 
 
-def make_split(source: Dataset, *, tasks: int, seed: int, scale: Scale, eval_on: TestSide) -> Split:
-    """Cut a source for one seed. On validation, a fifth of each training class is held out first and the
-    test side is not looked at; then the scale's caps apply to both sides.
+def make_split(dataset: Dataset, *, tasks: int, seed: int, scale: Scale, eval_on: TestSource) -> Split:
+    """Divide a data set for one seed.
+
+    On validation, a fifth of each training class is held out first, and the test set is not read. Then the
+    scale's limits apply to the training and to the test images.
 
     Raises:
         UsageError: for more tasks than classes, a negative seed, or a class too small to hold out from.
     """
-    pool = source.test if eval_on == "test" else source.train
+    tested = dataset.test if eval_on == "test" else dataset.train
     if eval_on == "test":
-        train, test = _all_rows(source.train), _all_rows(pool)
+        train, test = _all_rows(dataset.train), _all_rows(tested)
     else:
-        train, test = hold_out(pool.labels, pool.ids, HELD_OUT)
-    train = _capped(source.train, train, scale.train_per_class)
-    test = _capped(pool, test, scale.test_per_class)
+        train, test = hold_out(tested.labels, tested.ids, HELD_OUT)
+    train = _limited(dataset.train, train, scale.train_per_class)
+    test = _limited(tested, test, scale.test_per_class)
     return Split(
-        class_order=class_order(len(source.classes), seed),
-        task_sizes=task_sizes(len(source.classes), tasks),
+        class_order=class_order(len(dataset.classes), seed),
+        task_sizes=task_sizes(len(dataset.classes), tasks),
         train_rows=train,
         test_rows=test,
-        test_side=eval_on,
-        sha256=_split_sha256((source.train, train), (pool, test)),
+        test_source=eval_on,
+        sha256=_split_sha256((dataset.train, train), (tested, test)),
     )
 
 
-def _all_rows(side: ImageSet) -> Int64Array:
+def _all_rows(images: ImageSet) -> Int64Array:
     import numpy as np
 
-    return np.arange(len(side), dtype=np.int64)
+    return np.arange(len(images), dtype=np.int64)
 
 
-def _capped(side: ImageSet, rows: Int64Array, per_class: int | None) -> Int64Array:
-    return rows[stratified(side.labels[rows], [side.ids[row] for row in rows], per_class)]
+def _limited(images: ImageSet, rows: Int64Array, per_class: int | None) -> Int64Array:
+    return rows[stratified(images.labels[rows], [images.ids[row] for row in rows], per_class)]
 
 
-def _split_sha256(*sides: tuple[ImageSet, Int64Array]) -> str:
+def _split_sha256(*parts: tuple[ImageSet, Int64Array]) -> str:
     total = hashlib.sha256()
-    for word, (side, rows) in zip(("train", "test"), sides, strict=True):
-        for name, label in sorted((side.ids[row], int(side.labels[row])) for row in rows):
+    for word, (images, rows) in zip(("train", "test"), parts, strict=True):
+        for name, label in sorted((images.ids[row], int(images.labels[row])) for row in rows):
             total.update(f"{word}\0{name}\0{label}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
 def split_by_rows(classes: tuple[str, ...], pool: ImageSet, rows: tuple[Int64Array, Int64Array]) -> Dataset:
-    """A source whose training and test side are the given rows of one pool of images."""
+    """A data set whose training and test images are these rows (train, test) of one pool of images."""
     return Dataset(classes, pool.take(rows[0]), pool.take(rows[1]))
 
 
@@ -184,23 +188,23 @@ def split_from_csv(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Arr
 
     Raises:
         MissingError: if there is no such file.
-        UsageError: for another header or side, a name that is unknown, or one that is listed twice.
+        UsageError: for another header, another split, a name that is unknown, or one that is listed twice.
     """
     import numpy as np
 
     entries = _read_list(path)
     row_of = {name: row for row, name in enumerate(ids)}
-    if strange := [name for _, name in entries if name not in row_of]:
+    if extra := [name for _, name in entries if name not in row_of]:
         raise UsageError(
-            f"{path} lists {len(strange)} images that this benchmark does not have: {abbreviate(strange)}; its "
+            f"{path} lists {len(extra)} images that this benchmark does not have: {abbreviate(extra)}; its "
             f"images are named like '{ids[0]}'"
         )
-    if twice := [name for name, count in Counter(name for _, name in entries).items() if count > 1]:
+    if repeated := [name for name, count in Counter(name for _, name in entries).items() if count > 1]:
         raise UsageError(
-            f"{path} lists {len(twice)} images more than once: {abbreviate(twice)}; keep one row of each"
+            f"{path} lists {len(repeated)} images more than once: {abbreviate(repeated)}; keep one row each"
         )
     train, test = (
-        sorted(row_of[name] for side, name in entries if side == word) for word in ("train", "test")
+        sorted(row_of[name] for split, name in entries if split == word) for word in ("train", "test")
     )
     return np.array(train, np.int64), np.array(test, np.int64)
 
@@ -220,4 +224,4 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != 2 or row[0] not in ("train", "test"):
             raise UsageError(f"{path}, row {number}: '{','.join(row)}' must be 'train,<id>' or 'test,<id>'")
-    return [(side, name) for side, name in rows[1:]]
+    return [(split, name) for split, name in rows[1:]]

@@ -4,17 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from bench.costs import timing
-from bench.metrics import accuracy_matrix, compute_all
+from bench import metrics
+from bench.metrics import Metric
 from bench.record import RECORD_NAME, SCHEMA, Record, RecordError, kind, read, read_all, to_json, write
 from bench.storage import StorageError
 from methods.errors import UsageError
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 CORRECT: list[list[int | None]] = [[9, None], [6, 10]]
 COUNTS = [10, 20]
@@ -40,18 +43,32 @@ LATENCY: dict[str, Any] = {
     "rounds": 2,
     "warmup": 10,
     "stable": True,
-    "model": timing([0.2, 0.4, 0.6, 0.2]).model_dump(),
-    "plain": timing([0.1, 0.1, 0.2, 0.2]).model_dump(),
-    "ratio": 2.5,
+    "model": {"samples": [0.2, 0.4, 0.6, 0.2]},
+    "plain": {"samples": [0.1, 0.1, 0.2, 0.2]},
 }
 
+EXPERIENCES: list[dict[str, Any]] = [
+    {
+        "train_seconds": 1.5,
+        "prepare_seconds": 0.5,
+        "consolidate_seconds": 0.0,
+        "train_images": 20,
+        "eval_seconds": 0.5,
+        "energy_joules": None,
+        "flops": 17,
+        "trainable": 5,
+        "stored": 5,
+        "stored_bytes": 20,
+        "deployed": 100,
+        "deployed_bytes": 400,
+    },
+    {"train_seconds": None, "eval_seconds": 0.5, "flops": 18},
+]
+
 COST: dict[str, Any] = {
-    "train_seconds": [1.5, None],
-    "prepare_seconds": [0.5, 0.25],
-    "consolidate_seconds": [0.0, 0.25],
-    "train_images": [20, 30],
-    "eval_seconds": [0.5, 0.5],
-    "energy_joules": None,
+    "experiences": EXPERIENCES,
+    "plain_flops": 16,
+    "peak_memory": {"kind": "rss", "training": {"peak": 1000, "baseline": 400}, "inference": None},
     "latency": [LATENCY | {"experiences": 1, "batch": 1}, LATENCY],
     "conditions": {
         "device": "cpu: a processor",
@@ -61,17 +78,6 @@ COST: dict[str, Any] = {
         "merged": False,
         "beside": ["duallora:gate=none", "ncm"],
         "started": "2025-01-31T12:02:00+00:00",
-    },
-    "throughput": 64 / 0.3,
-    "peak_memory": {"kind": "rss", "training": {"peak": 1000, "baseline": 400}, "inference": None},
-    "flops": [17, 18],
-    "plain_flops": 16,
-    "parameters": {
-        "trainable": [5, 6],
-        "stored": [5, 11],
-        "deployed": [100, 106],
-        "stored_bytes": [20, 44],
-        "deployed_bytes": [400, 424],
     },
 }
 
@@ -98,12 +104,12 @@ def content(**changes: Any) -> dict[str, Any]:
         "benchmark": "digits",
         "seed": 0,
         "tasks": 2,
+        "scenario": "class-incremental",
         "config": {"protocol": {"name": "common", "epochs": 3}},
         "class_order": [1, 0, 3, 2],
         "correct": CORRECT,
         "counts": COUNTS,
-        "accuracy_matrix": accuracy_matrix(CORRECT, COUNTS),
-        "metrics": compute_all(CORRECT, COUNTS),
+        "predictions": {"file": f"predictions-{'0' * 12}.safetensors", "sha256": "0" * 64},
         "diagnostics": DIAGNOSTICS,
         "cost": COST,
         "manifest": MANIFEST,
@@ -115,12 +121,12 @@ def telling(*values: Any) -> dict[str, Any]:
     return {"diagnostics": {"gate_own": {"meaning": "A gate.", "values": list(values)}}}
 
 
-RESULTS = ("correct", "counts", "accuracy_matrix", "metrics", "diagnostics")
+RESULTS = ("correct", "counts", "predictions", "diagnostics")
 NO_RESULT: dict[str, Any] = dict.fromkeys(RESULTS)
 
 
 def test_fields_are_those_of_the_contract_in_their_order() -> None:
-    assert list(json.loads(to_json(Record.model_validate(content())))) == list(content())
+    assert list(json.loads(to_json(Record.model_validate(content())))) == [*content(), "derived"]
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
@@ -139,7 +145,6 @@ def test_equal_records_give_equal_bytes() -> None:
     for part in (
         turned["manifest"],
         turned["config"]["protocol"],
-        turned["metrics"],
         turned["cost"],
         turned["diagnostics"],
     ):
@@ -162,10 +167,8 @@ def test_an_unfinished_cell_keeps_its_reason_and_holds_no_result(status: str) ->
     assert not record.done
     with pytest.raises(ValidationError, match="there is no reason"):
         Record.model_validate(content(status=status, reason=" ", **NO_RESULT))
-    with pytest.raises(ValidationError, match="there are results: metrics"):
-        Record.model_validate(
-            content(status=status, reason="Why.", **NO_RESULT | {"metrics": content()["metrics"]})
-        )
+    with pytest.raises(ValidationError, match="there are results: counts"):
+        Record.model_validate(content(status=status, reason="Why.", **NO_RESULT | {"counts": COUNTS}))
 
 
 @pytest.mark.parametrize("diagnostics", [None, {}])
@@ -181,26 +184,61 @@ def test_an_unfinished_cell_has_no_diagnostics(diagnostics: Any) -> None:
         Record.model_validate(content(**changes))
 
 
-def test_records_of_schema_1_are_read_and_have_no_diagnostics(tmp_path: Path) -> None:
-    old = content(schema=1)
-    del old["diagnostics"]
-    path = tmp_path / RECORD_NAME
-    path.write_text(json.dumps(old))
-    assert read(path).diagnostics is None
-    assert read(path).metrics == old["metrics"]
-    path.write_text(json.dumps(content(schema=1)))
-    with pytest.raises(RecordError, match="schema 1 has no diagnostics"):
-        read(path)
+# ---- what follows by a formula -------------------------------------------------------------------
 
 
-def test_records_of_schema_2_are_read_and_have_no_tables(tmp_path: Path) -> None:
-    flat = {name: DIAGNOSTICS[name] for name in ("gate_own", "task_confidence")}
-    path = tmp_path / RECORD_NAME
-    path.write_text(json.dumps(content(schema=2, diagnostics=flat)))
-    assert read(path).model_dump()["diagnostics"] == flat
-    path.write_text(json.dumps(content(schema=2)))
-    with pytest.raises(RecordError, match="prompt_choices has a table, and schema 2 has none"):
-        read(path)
+def test_what_follows_by_a_formula_is_written_for_people() -> None:
+    derived = json.loads(to_json(Record.model_validate(content())))["derived"]
+    assert derived["accuracy_matrix"] == [[0.9, None], [0.6, 0.5]]
+    assert derived["metrics"] == metrics.compute_all(CORRECT, COUNTS)
+    assert derived["throughput"] == pytest.approx(64 / 0.3)
+    assert [entry["ratio"] for entry in derived["latency"]] == pytest.approx([2.5, 2.5])
+    assert derived["latency"][1]["model"] == pytest.approx({"median": 0.3, "p95": 0.57, "p99": 0.594, "n": 4})
+
+
+@pytest.mark.parametrize("derived", [None, 3, {"metrics": {"accuracy": 0.0}}, {"odd": [1]}], ids=str)
+def test_what_follows_by_a_formula_is_not_read(derived: Any, tmp_path: Path) -> None:
+    (tmp_path / RECORD_NAME).write_text(json.dumps(content() | {"derived": derived}))
+    assert read(tmp_path / RECORD_NAME) == Record.model_validate(content())
+
+
+def last_accuracy(correct: metrics.Correct, counts: metrics.Counts) -> float | None:
+    """A metric of this test: accuracy on the last task."""
+    hits = correct[-1][-1]
+    return None if hits is None else hits / counts[-1]
+
+
+LAST = Metric(
+    "last_accuracy", "accuracy on the last task", "a[T,T]", "fraction", "higher", "here", last_accuracy
+)
+
+
+def test_a_metric_that_is_added_is_known_of_every_old_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, LAST))
+    records = read_all(REFERENCE)
+    assert len(records) == len(list(REFERENCE.glob("*/record.json"))) > 0
+    for record in records:
+        assert record.correct is not None
+        assert record.counts is not None
+        assert (record.metrics or {})["last_accuracy"] == record.correct[-1][-1] / record.counts[-1]
+
+
+def test_a_formula_that_is_corrected_gives_new_numbers_of_every_old_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = [record.metrics for record in read_all(REFERENCE)]
+    changed = [replace(m, compute=last_accuracy) if m.name == "forgetting" else m for m in metrics.METRICS]
+    monkeypatch.setattr(metrics, "METRICS", tuple(changed))
+    for old, record in zip(before, read_all(REFERENCE), strict=True):
+        assert old is not None
+        assert record.metrics is not None
+        assert record.correct is not None
+        assert record.counts is not None
+        assert record.metrics["forgetting"] == record.correct[-1][-1] / record.counts[-1]
+        assert record.metrics["forgetting"] != old["forgetting"]
+        assert {k: v for k, v in record.metrics.items() if k != "forgetting"} == {
+            k: v for k, v in old.items() if k != "forgetting"
+        }
 
 
 @pytest.mark.parametrize(
@@ -225,20 +263,14 @@ def test_whole_numbers_in_json_are_numbers_of_every_kind(
 
 def test_the_joint_reference_evaluates_the_last_row_only() -> None:
     correct = [[None, None], [9, 10]]
-    record = Record.model_validate(
-        content(
-            correct=correct,
-            accuracy_matrix=accuracy_matrix(correct, COUNTS),
-            metrics=compute_all(correct, COUNTS),
-        )
-    )
+    record = Record.model_validate(content(correct=correct))
     assert record.metrics is not None
     assert record.metrics["forgetting"] is None
 
 
 WRONG = {
     "reason of a done cell": ({"reason": "Why not."}, "a reason is given"),
-    "no metrics": ({"metrics": None}, "metrics is null"),
+    "no counts": ({"counts": None}, "counts is null"),
     "no class order": ({"class_order": None}, "class_order is null"),
     "a class twice": ({"class_order": [0, 1, 1]}, "twice"),
     "too few rows": ({"correct": [[9, None]]}, "2 rows of 2"),
@@ -248,46 +280,34 @@ WRONG = {
     "more hits than images": ({"correct": [[11, None], [6, 10]]}, "11 of 10"),
     "negative hits": ({"correct": [[-1, None], [6, 10]]}, "-1 of 10"),
     "task without images": ({"counts": [0, 20], "correct": [[0, None], [0, 10]]}, "at least one test image"),
-    "matrix of other numbers": ({"accuracy_matrix": [[0.8, None], [0.6, 0.5]]}, "not correct divided"),
-    "matrix of another shape": ({"accuracy_matrix": [[0.9], [0.6, 0.5]]}, "not correct divided"),
-    "a metric changed": (
-        {"metrics": compute_all(CORRECT, COUNTS) | {"forgetting": 0.1}},
-        "forgetting is 0.1",
-    ),
-    "a metric nulled": (
-        {"metrics": compute_all(CORRECT, COUNTS) | {"forgetting": None}},
-        "forgetting is None",
-    ),
-    "a metric more": ({"metrics": compute_all(CORRECT, COUNTS) | {"fwt": 0.1}}, "fwt"),
     "an unknown field": ({"extra": 1}, "extra"),
     "an unknown status": ({"status": "ok"}, "status"),
-    "infinite time": ({"cost": COST | {"train_seconds": [1.0, float("inf")]}}, "finite"),
+    "infinite time": (costing(experiences=[EXPERIENCES[0], {"train_seconds": float("inf")}]), "finite"),
     "nan in the config": ({"config": {"lr": float("nan")}}, "finite"),
-    "a time too many": ({"cost": COST | {"train_seconds": [1.0, 1.0, 1.0]}}, "3 entries for 2 tasks"),
+    "an experience too many": (costing(experiences=[*EXPERIENCES, {}]), "3 entries for 2 tasks"),
+    "an experience too few": (costing(experiences=EXPERIENCES[:1]), "1 entries for 2 tasks"),
+    "a negative time": (
+        costing(experiences=[EXPERIENCES[0], {"eval_seconds": -1.0}]),
+        "greater than or equal",
+    ),
+    "an unknown cost": (costing(experiences=[EXPERIENCES[0], {"rent": 1.0}]), "rent"),
+    "a predictions file elsewhere": (
+        {"predictions": {"file": "../predictions-000000000000.safetensors", "sha256": "0" * 64}},
+        "predictions.file",
+    ),
     "no samples": (
-        costing(latency=[LATENCY | {"model": LATENCY["model"] | {"samples": []}}]),
+        costing(latency=[LATENCY | {"model": {"samples": []}}]),
         "at least 1 item",
     ),
-    "a median of other samples": (
-        costing(latency=[LATENCY | {"model": LATENCY["model"] | {"median": 0.5}}]),
-        "median is 0.5, but the samples give 0.3",
-    ),
     "a sample lost": (
-        costing(latency=[LATENCY | {"plain": timing([0.1, 0.1, 0.2]).model_dump()}]),
+        costing(latency=[LATENCY | {"plain": {"samples": [0.1, 0.1, 0.2]}}]),
         "4 samples of the model and 3 of the plain ViT",
     ),
     "half a round": (costing(latency=[LATENCY | {"rounds": 3}]), "number in each of 3 rounds"),
-    "a ratio of other samples": (costing(latency=[LATENCY | {"ratio": 2.0}]), "samples give 2.5"),
-    "a throughput of other samples": (costing(throughput=1.0), "throughput is 1.0, but latency gives 213"),
     "latency under unknown conditions": (costing(conditions=None), "measured together"),
     "a time of no length": (
-        costing(latency=[LATENCY | {"model": LATENCY["model"] | {"samples": [0.0, 1.0]}}]),
+        costing(latency=[LATENCY | {"model": {"samples": [0.0, 1.0]}}]),
         "greater than 0",
-    ),
-    "FLOPs of a task too many": (costing(flops=[1, 2, 3]), "flops has 3 entries for 2 tasks"),
-    "bytes of a task too few": (
-        costing(parameters=COST["parameters"] | {"stored_bytes": [20]}),
-        "stored_bytes has 1 entries for 2 tasks",
     ),
     "memory below nothing": (
         costing(peak_memory={"kind": "rss", "training": {"peak": -1, "baseline": 0}}),
@@ -333,23 +353,19 @@ def test_a_contradiction_is_refused(changes: dict[str, Any], complaint: str) -> 
         Record.model_validate(content(**changes))
 
 
-def test_numbers_may_differ_by_rounding_only() -> None:
-    matrix = [[0.9 + 1e-14, None], [0.6, 0.5]]
-    assert Record.model_validate(content(accuracy_matrix=matrix)).done
-
-
 BROKEN: dict[str, tuple[bytes, str]] = {
     "cut in half": (json.dumps(content()).encode()[:300], "not whole JSON"),
     "empty": (b"", "not whole JSON"),
     "another schema": (
         json.dumps(content(schema=99)).encode(),
-        "schema 99, and this version reads schemas 1 to 5",
+        "schema 99, and this version reads schemas 4 to 6",
     ),
+    "a schema that no release wrote": (json.dumps(content(schema=3)).encode(), "schema 3"),
     "no schema": (b"{}", "schema None"),
     "not an object": (b"[1, 2]", "holds a list"),
     "not text": (b"\xff\xfe\x00", "not UTF-8"),
-    "invalid": (json.dumps(content(seed=-1)).encode(), "seed: Input should be greater"),
-    "nan": (json.dumps(content(cost={"throughput": float("nan")})).encode(), "finite"),
+    "invalid": (json.dumps(content(seed=-1)).encode(), "seed: input should be greater"),
+    "nan": (json.dumps(content(config={"lr": float("nan")})).encode(), "finite"),
 }
 
 
@@ -370,7 +386,7 @@ def test_a_missing_record_is_a_record_error(tmp_path: Path) -> None:
         read(tmp_path / RECORD_NAME)
 
 
-def test_a_write_that_fails_leaves_the_old_record_and_no_draft(
+def test_a_write_that_fails_leaves_the_old_record_and_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Record.model_validate(content())

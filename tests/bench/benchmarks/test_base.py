@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bench.benchmarks.base import DATA_VARIABLE, Scale, ImageSet, Dataset, data_roots, abbreviate
+from bench.benchmarks.base import DATA_VARIABLE, Dataset, ImageSet, Scale, data_roots
 from bench.benchmarks.pixels import ArrayPixels
-from methods.errors import UsageError
+from methods.errors import UsageError, abbreviate
 
 
-def side(ids: tuple[str, ...], labels: list[int], shade: int = 0) -> ImageSet:
+def image_set(ids: tuple[str, ...], labels: list[int], shade: int = 0) -> ImageSet:
     return ImageSet(ids, np.array(labels), ArrayPixels(np.full((len(ids), 2, 2, 3), shade, np.uint8)))
 
 
@@ -37,23 +37,23 @@ def test_scale_must_be_positive(field: str) -> None:
 
 def test_a_name_that_occurs_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="two images are named 'b'"):
-        side(("a", "b", "b"), [0, 0, 1])
+        image_set(("a", "b", "b"), [0, 0, 1])
 
 
 def test_names_and_labels_must_belong_together() -> None:
     with pytest.raises(UsageError, match="2 image names, 1 labels"):
-        side(("a", "b"), [0])
+        image_set(("a", "b"), [0])
 
 
 def test_data_hash_covers_content_names_and_classes_but_not_the_cut() -> None:
     def sha(train: ImageSet, test: ImageSet, classes: tuple[str, ...] = ("x", "y")) -> str:
         return Dataset(classes, train, test).sha256
 
-    train, test = side(("a", "b"), [0, 1]), side(("c", "d"), [0, 1])
+    train, test = image_set(("a", "b"), [0, 1]), image_set(("c", "d"), [0, 1])
     assert sha(train, test) == sha(test, train)
-    assert sha(train, test) != sha(side(("a", "b"), [0, 1], shade=1), test)
-    assert sha(train, test) != sha(side(("a", "e"), [0, 1]), test)
-    assert sha(train, test) != sha(side(("a", "b"), [1, 0]), test)
+    assert sha(train, test) != sha(image_set(("a", "b"), [0, 1], shade=1), test)
+    assert sha(train, test) != sha(image_set(("a", "e"), [0, 1]), test)
+    assert sha(train, test) != sha(image_set(("a", "b"), [1, 0]), test)
     assert sha(train, test) != sha(train, test, classes=("x", "z"))
 
 

@@ -1,33 +1,60 @@
-"""The figures of a group, as SVG and PNG; each function gives the files it wrote, none without the data.
+"""The figures of a group, each as SVG and PNG.
 
-All are readable at half width and in grey: every method has a marker of its own and is named where it is
-drawn, and the colour map of the heat maps rises evenly in lightness.
+All are readable at half width and in grey: every method has its own marker and is named where it is drawn,
+and the colour map of the heat maps rises evenly in lightness.
 """
 
-from reports.figures.curves import write_curves
-from reports.figures.diagnostics import by_block, write_choices, write_diagnostics
-from reports.figures.forgetting import write_forgetting
-from reports.figures.growth import write_growth
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reports.figures.curves import draw_curves
+from reports.figures.diagnostics import by_block, draw_choices, draw_diagnostics
+from reports.figures.forgetting import draw_forgetting
+from reports.figures.growth import draw_growth
 from reports.figures.heatmap import hundredths
 from reports.figures.labels import spread
-from reports.figures.latency import write_latency
-from reports.figures.matrices import mean_matrix, write_matrices
-from reports.figures.style import Style, styles_of
-from reports.figures.tradeoff import write_tradeoff
+from reports.figures.latency import draw_latency
+from reports.figures.matrices import draw_matrices, mean_matrix
+from reports.figures.style import Style, Styles, save_figure, styles_of, theme
+from reports.figures.tradeoff import draw_tradeoff
+from reports.groups import Group
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
+    "DRAWERS",
     "Style",
     "by_block",
     "hundredths",
     "mean_matrix",
     "spread",
     "styles_of",
-    "write_choices",
-    "write_curves",
-    "write_diagnostics",
-    "write_forgetting",
-    "write_growth",
-    "write_latency",
-    "write_matrices",
-    "write_tradeoff",
+    "theme",
+    "write_figures",
 ]
+
+#: By kind: what draws the figure of a group, or gives None where the group has no data for it.
+DRAWERS: dict[str, Callable[[Group, Styles], Figure | None]] = {
+    "curves": draw_curves,
+    "tradeoff": draw_tradeoff,
+    "forgetting": draw_forgetting,
+    "matrices": draw_matrices,
+    "growth": draw_growth,
+    "latency": draw_latency,
+    "diagnostics": draw_diagnostics,
+    "choices": draw_choices,
+}
+
+
+def write_figures(group: Group, styles: Styles, folder: Path) -> dict[str, list[Path]]:
+    """The files of each kind of figure; an empty list where the group has no data for it."""
+    with theme():
+        return {
+            kind: save_figure(figure, folder / f"{group.stem}-{kind}") if figure else []
+            for kind, draw in DRAWERS.items()
+            for figure in [draw(group, styles)]
+        }

@@ -1,79 +1,116 @@
-"""A matrix as colours with its values printed: what matrices, forgetting and diagnostics are drawn with."""
+"""Heat maps with printed values, used for accuracy matrices, forgetting and diagnostics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from reports.figures.style import INK
+from reports.figures.style import FONT, INK, SMALL_FONT
 from reports.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
+#: Rows of values; None where there is none.
 Matrix = Sequence[Sequence[float | None]]
 
-#: Values and ticks are printed up to this number of lines and columns.
-MOST_PRINTED = 10
+#: The luminance above which dark text has more contrast than white text. Seaborn's own limit is 0.408, where
+#: white text has a contrast of 2.3 only.
+LIGHT = 0.22
+
+#: Values are printed, and all rows and columns numbered, up to this number of rows and columns.
+MAX_PRINTED = 10
 
 
-def heat_map(axes: Axes, matrix: Matrix, low: float, high: float, colours: str = "cividis") -> AxesImage:
-    """Lines downwards, columns to the right, without numbers; None stays blank."""
+@dataclass(frozen=True)
+class Scale:
+    """The values at the two ends of a colour map, and the name of the quantity."""
+
+    low: float
+    high: float
+    label: str
+    colours: str = "viridis"
+
+
+def heat_map(
+    axes: Axes,
+    matrix: Matrix,
+    scale: Scale,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    text: Callable[[float], str] | None = None,
+    bar: Axes | None = None,
+) -> None:
+    """Draw the matrix with the labels of its rows and columns; None stays blank.
+
+    Args:
+        text: prints each value of a matrix that is small enough.
+        bar: where the colour bar is drawn, if at all.
+    """
     import numpy as np
+    import seaborn as sns
 
-    image = axes.imshow(np.array(matrix, dtype=float), cmap=colours, vmin=low, vmax=high)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.tick_params(length=0, labelsize=8)
-    axes.spines[:].set_visible(False)
-    return image
-
-
-def number_columns(axes: Axes, count: int) -> None:
-    """From 1, below."""
-    ticks = _ticks(count)
-    axes.set_xticks(ticks, [str(i + 1) for i in ticks])
-
-
-def number_lines(axes: Axes, count: int) -> None:
-    """From 1, to the left."""
-    ticks = _ticks(count)
-    axes.set_yticks(ticks, [str(i + 1) for i in ticks])
-
-
-def _ticks(count: int) -> range:
-    """So many as can be read, the last one among them."""
-    step = ceil(count / MOST_PRINTED)
-    return range((count - 1) % step, count, step)
+    values = np.array(matrix, dtype=float)
+    small = max(values.shape) <= MAX_PRINTED
+    sns.heatmap(
+        values,
+        vmin=scale.low,
+        vmax=scale.high,
+        cmap=scale.colours,
+        annot=[["" if v is None else text(v) for v in row] for row in matrix] if text and small else None,
+        fmt="",
+        annot_kws={"fontsize": FONT if max(values.shape) <= 5 else SMALL_FONT},
+        xticklabels=columns,
+        yticklabels=rows,
+        cbar=bar is not None,
+        cbar_ax=bar,
+        cbar_kws={"orientation": "horizontal", "label": scale.label},
+        rasterized=not small,  # a path for each of many cells would make large files
+        ax=axes,
+    )
+    axes.tick_params(length=0, labelsize=SMALL_FONT, labelrotation=0)
+    _colour_values(axes)
 
 
-def print_values(image: AxesImage, matrix: Matrix, text: Callable[[float], str]) -> None:
-    """Each value in its cell, dark on light and light on dark."""
-    import numpy as np
+def _colour_values(axes: Axes) -> None:
+    """Dark text on light cells and white text on dark ones."""
+    from seaborn.utils import relative_luminance
 
-    size = 10 if max(len(matrix), len(matrix[0])) <= 5 else 8
-    colours = image.to_rgba(np.array(matrix, dtype=float))
-    for i, line in enumerate(matrix):
-        for j, value in enumerate(line):
-            if value is not None:
-                ink = _ink_on(colours[i, j])
-                image.axes.text(j, i, text(value), ha="center", va="center", color=ink, fontsize=size)
+    (cells,) = axes.collections
+    for text in axes.texts:
+        x, y = text.get_position()
+        luminance = relative_luminance(cells.to_rgba(cells.get_array()[int(y), int(x)]))
+        text.set_color(INK if luminance > LIGHT else "white")
 
 
-def _ink_on(colour: Sequence[float]) -> str:
-    red, green, blue, _ = colour
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+def numbers(count: int) -> list[str]:
+    """Labels from "1" to `count`, all but every so many blank where there are more than can be read.
+
+    >>> numbers(3), numbers(12)[-4:]
+    (['1', '2', '3'], ['', '10', '', '12'])
+    """
+    step = ceil(count / MAX_PRINTED)
+    return [str(i) if (count - i) % step == 0 else "" for i in range(1, count + 1)]
 
 
-def colour_bar(figure: Figure, image: AxesImage, left: float, width: float, label: str) -> None:
-    """The meaning of the colours, at the bottom of the figure; inches."""
+def known(matrices: Iterable[Matrix]) -> list[float]:
+    """All values of the matrices, without the missing."""
+    return [value for matrix in matrices for row in matrix for value in row if value is not None]
+
+
+def bar_below(figure: Figure, left: float, width: float) -> Axes:
+    """A place for a colour bar at the bottom of the figure; inches."""
     across, up = figure.get_size_inches()
-    place = figure.add_axes((left / across, 0.42 / up, width / across, 0.1 / up))
-    figure.colorbar(image, cax=place, orientation="horizontal", label=label)
-    place.tick_params(labelsize=8, length=2)
+    return bar_axes(figure.add_axes((left / across, 0.42 / up, width / across, 0.1 / up)))
+
+
+def bar_axes(axes: Axes) -> Axes:
+    """Axes with the small ticks of a colour bar."""
+    axes.tick_params(labelsize=SMALL_FONT, length=2)
+    return axes
 
 
 def hundredths(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Where names stand so that none covers another: positions from numbers alone."""
+"""Places for labels so that none covers another, computed from numbers alone."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
             last = pools.pop()
             pools[-1] += last
     flat = [_mean(pool) for pool in pools for _ in pool]
-    placed = [min(max(value, low), high - (n - 1) * gap) + rank * gap for rank, value in enumerate(flat)]
-    return [placed[order.index(i)] for i in range(n)]
+    positions = [min(max(value, low), high - (n - 1) * gap) + rank * gap for rank, value in enumerate(flat)]
+    return [positions[order.index(i)] for i in range(n)]
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def short(name: str, most: int) -> str:
-    """One line of at most `most` characters: the middle gives way, since variants differ at the end."""
+def shorten(name: str, most: int) -> str:
+    """One line of at most `most` characters; the middle is left out, since variants differ at the end."""
     name = clean(name)
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
 def text_width(text: str, size: float) -> float:
-    """How wide a text of this font size is, both in points of 1/72 inch."""
+    """The width of a text in this font size, both in points of 1/72 inch."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -67,45 +67,49 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A place where a label may stand, and how little it is liked there."""
+class Candidate:
+    """A candidate place for a label, and its cost before anything is covered."""
 
     box: Box
-    dislike: float
+    cost: float
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What a label should not cover; `weight` for each square point that it does."""
+    """What a label should not cover, and the cost of each square point that it does."""
 
     box: Box
-    weight: float
+    cost: float
 
 
 #: Distances of a label from its point, in points, the nearest first, and directions, the best first.
 DISTANCES = (6.0, 9.0, 13.0, 20.0, 30.0, 45.0)
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
-#: What a square point of one label on another costs, and a point of distance.
-COLLISION = 20.0
-AWAY = 3.0
+#: The cost of a square point of one label on another, and of a point of distance.
+COLLISION_COST = 20.0
+DISTANCE_COST = 3.0
 
-#: Rounds in which each label may move once the others have their place.
+#: Rounds in which each label may move once the others are placed.
 ROUNDS = 4
 
 
-def around(x: float, y: float, width: float, height: float, area: Box) -> list[Spot]:
-    """Where a label of this size may stand beside a point, moved into the area where it sticks out."""
+def around_point(x: float, y: float, width: float, height: float, area: Box) -> list[Candidate]:
+    """Places beside a point for a label of this size, moved into the area where they stick out."""
     return [
-        Spot(_inside(_beside(x, y, width, height, distance, direction), area), AWAY * distance + rank)
+        Candidate(
+            _inside(_beside(x, y, width, height, distance, direction), area), DISTANCE_COST * distance + rank
+        )
         for distance in DISTANCES
         for rank, direction in enumerate(DIRECTIONS)
     ]
 
 
-def _beside(x: float, y: float, width: float, height: float, away: float, towards: tuple[int, int]) -> Box:
-    across, up = towards
-    reach = away * (0.7 if across and up else 1.0)
+def _beside(
+    x: float, y: float, width: float, height: float, distance: float, direction: tuple[int, int]
+) -> Box:
+    across, up = direction
+    reach = distance * (0.7 if across and up else 1.0)
     left = x + across * reach - width * (1 - across) / 2
     bottom = y + up * reach - height * (1 - up) / 2
     return Box(left, bottom, left + width, bottom + height)
@@ -117,33 +121,33 @@ def _inside(box: Box, area: Box) -> Box:
     return Box(box.left + across, box.bottom + up, box.right + across, box.top + up)
 
 
-def along(y: float, width: float, height: float, area: Box) -> list[Spot]:
-    """Where a label of this size may stand on a horizontal line: above or below, at the right end first."""
+def along_line(y: float, width: float, height: float, area: Box) -> list[Candidate]:
+    """Places above and below a horizontal line for a label of this size, the right end first."""
     steps = 8
     room = area.right - area.left - width
     return [
-        Spot(_inside(Box(left, y + up, left + width, y + up + height), area), 4.0 * step + dislike)
+        Candidate(_inside(Box(left, y + up, left + width, y + up + height), area), 4.0 * step + cost)
         for step in range(steps + 1)
         for left in [area.right - width - room * step / steps]
-        for up, dislike in ((2.0, 0.0), (-height - 2.0, 1.0))
+        for up, cost in ((2.0, 0.0), (-height - 2.0, 1.0))
     ]
 
 
-def place(wishes: Sequence[Sequence[Spot]], obstacles: Sequence[Obstacle]) -> list[Box]:
-    """A spot for each label: the least disliked and the least covered, one label after the other, and again
-    once all have a place."""
-    fixed = [[_price(spot, obstacles) for spot in spots] for spots in wishes]
-    placed: list[Box | None] = [None] * len(wishes)
+def place_labels(labels: Sequence[Sequence[Candidate]], obstacles: Sequence[Obstacle]) -> list[Box]:
+    """The cheapest place for each label, given its candidates: one label after the other, and again once all
+    are placed."""
+    base_costs = [[_cost(candidate, obstacles) for candidate in candidates] for candidates in labels]
+    boxes: list[Box | None] = [None] * len(labels)
     for _ in range(ROUNDS):
-        for i, spots in enumerate(wishes):
-            others = [box for j, box in enumerate(placed) if box is not None and j != i]
-            prices = [
-                price + COLLISION * sum(spot.box.overlap(box) for box in others)
-                for spot, price in zip(spots, fixed[i], strict=True)
+        for i, candidates in enumerate(labels):
+            others = [box for j, box in enumerate(boxes) if box is not None and j != i]
+            costs = [
+                base_cost + COLLISION_COST * sum(candidate.box.overlap(box) for box in others)
+                for candidate, base_cost in zip(candidates, base_costs[i], strict=True)
             ]
-            placed[i] = spots[prices.index(min(prices))].box
-    return [box for box in placed if box is not None]
+            boxes[i] = candidates[costs.index(min(costs))].box
+    return [box for box in boxes if box is not None]
 
 
-def _price(spot: Spot, obstacles: Sequence[Obstacle]) -> float:
-    return spot.dislike + sum(o.weight * spot.box.overlap(o.box) for o in obstacles)
+def _cost(candidate: Candidate, obstacles: Sequence[Obstacle]) -> float:
+    return candidate.cost + sum(o.cost * candidate.box.overlap(o.box) for o in obstacles)

@@ -1,9 +1,9 @@
-"""How methods look, matplotlib's settings, and the saving of a figure."""
+"""The style of each method, the theme of all figures, and how a figure is saved."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Paul Tol's "muted" scheme, safe for colour-blind readers. Its pale yellow, too light for a line, gives way
-#: to the yellow of his "high-contrast" scheme and to black.
+#: Paul Tol's "muted" scheme, safe for colour-blind readers, without its pale yellow, which is too light for
+#: lines; instead the yellow of his "high-contrast" scheme, and black. Seaborn's "colorblind" has two colours
+#: too pale for lines, and its closest pairs are closer under simulated protanopia and deuteranopia.
 COLOURS = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499"),
     *("#DDAA33", "#000000"),
@@ -23,31 +24,31 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
 LINES = ("-", "-.", ":")
 
-INK = "#222222"
+INK = ".15"  # seaborn's colour of text
 FAINT = "#888888"
-GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
 
-#: Points: the size of text.
+#: Points: the size of text, and of text in small panels.
 FONT = 10
+SMALL_FONT = 8
 
 #: Inches: a figure's width, the room of a line of text, and of a character.
 WIDTH = 7.2
 LABEL_HEIGHT = 0.19
 CHARACTER_WIDTH = 0.085
 
-FORMATS = ("svg", "png")
+#: File formats, and the metadata left out of each: without dates and versions equal records give equal bytes.
+_METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 
-_SETTINGS: dict[Any, Any] = {
+#: What differs from seaborn's theme "ticks" in the context "paper". The font comes with matplotlib.
+_SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": FONT,
-    "text.color": INK,
-    "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
-    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "xtick.labelsize": FONT,
+    "ytick.labelsize": FONT,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
     "text.parse_math": False,
     "svg.hashsalt": "duallora-bench",
     "savefig.dpi": 160,
@@ -63,6 +64,10 @@ class Style:
     line: str
 
 
+#: The style of each method, by the name of its row.
+Styles = Mapping[str, Style]
+
+
 def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     """A style per row name. The colour repeats after 10, the marker after 12, both together after 60."""
     names = sorted({row.method for group in groups for row in group.rows})
@@ -74,33 +79,29 @@ def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     }
 
 
-def followed(group: Group) -> list[Row]:
-    """The rows with a result; none for a single task, where there is nothing to follow."""
+def theme() -> AbstractContextManager[None]:
+    """The settings that figures are drawn and saved under, whatever the user's own settings are."""
+    import seaborn as sns
+    from matplotlib.style import context
+
+    paper = sns.plotting_context("paper", font_scale=FONT / 9.6)  # whose text has 9.6 points
+    return context(["default", sns.axes_style("ticks"), paper, _SETTINGS])
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write the figure as `stem`.svg and `stem`.png."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = {stem.with_name(f"{stem.name}.{kind}"): metadata for kind, metadata in _METADATA.items()}
+    for path, metadata in paths.items():
+        figure.savefig(path, metadata=metadata)
+    return list(paths)
+
+
+def rows_over_tasks(group: Group) -> list[Row]:
+    """The rows with a result; empty for a single task, where nothing changes from task to task."""
     return [row for row in group.rows if row.done and row.records[0].tasks > 1]
 
 
 def set_title(axes: Axes, text: str, pad: float = 6.0, x: float = 0.0) -> None:
-    """At the upper left; `pad` in points, `x` in widths of the axes."""
-    axes.set_title(text, fontsize=FONT, loc="left", x=x, y=1.0, pad=pad)  # y: a fixed place is drawn faster
-
-
-def saved(draw: Callable[[], Figure], stem: Path) -> list[Path]:
-    """Files without a date or a version in them: equal records give equal bytes."""
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with _plain_style():
-        figure = draw()
-        for path in paths:
-            silent = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(path, metadata=silent)
-    return paths
-
-
-@contextmanager
-def _plain_style() -> Iterator[None]:
-    """Matplotlib's own defaults, whatever the user's settings are, and ours on top."""
-    from matplotlib import rc_context
-    from matplotlib.style import context
-
-    with context("default"), rc_context(_SETTINGS):
-        yield
+    """A title at the upper left; `pad` in points, `x` in widths of the axes."""
+    axes.set_title(text, loc="left", x=x, y=1.0, pad=pad)  # a fixed y is drawn faster

@@ -1,28 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.record import Record
-from reports import figures
-from reports.figures import style
+from reports.figures import DRAWERS, styles_of, theme
 from reports.groups import Group
 from tests.reports.conftest import measured
 
 Make = Callable[..., Record]
-
-#: Every figure that is drawn of results and costs; each takes a group, styles and a folder.
-WRITERS: dict[str, Callable[..., list[Path]]] = {
-    "curves": figures.write_curves,
-    "tradeoff": figures.write_tradeoff,
-    "forgetting": lambda group, styles, folder: figures.write_forgetting(group, folder),
-    "matrices": lambda group, styles, folder: figures.write_matrices(group, folder),
-    "growth": figures.write_growth,
-    "latency": figures.write_latency,
-}
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +24,22 @@ def costly(make: Make) -> list[Record]:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, Group], Any]:
-    """Draw one figure of a group, and give it instead of its files; None where there is none."""
+def drawn() -> Callable[[str, Group], Any]:
+    """Draw one kind of figure of a group; None where the group has no data for it."""
 
     def draw(kind: str, group: Group) -> Any:
-        kept: list[Any] = [None]
-        monkeypatch.setattr(style, "saved", lambda make_figure, stem: kept.append(make_figure()))
-        WRITERS[kind](group, figures.styles_of([group]), tmp_path)
-        return kept[-1]
+        with theme():
+            return DRAWERS[kind](group, styles_of([group]))
 
     return draw
+
+
+def cells(axes: Any) -> list[list[float | None]]:
+    """The values of a heat map, None where it is blank."""
+    values: list[list[float | None]] = axes.collections[0].get_array().tolist()
+    return values
+
+
+def diagnosed(**values: list[Any]) -> dict[str, Any]:
+    """A field of a record: diagnostics by name, an entry per experience."""
+    return {"diagnostics": {name: {"meaning": "How open it is.", "values": v} for name, v in values.items()}}

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench.costs import timing
 from bench.record import Record
-from reports.figures.latency import PLAIN, boxes
+from reports.figures.latency import PLAIN, latency_boxes
 from reports.groups import Group, group
 from tests.reports.conftest import measured
 
@@ -21,7 +20,7 @@ def only(costly: list[Record]) -> Group:
 
 
 def test_methods_are_in_the_order_of_the_table_and_the_plain_vit_is_last(only: Group) -> None:
-    assert [box.method for box in boxes(only, 1)] == ["joint", "fast", "slow", PLAIN]
+    assert [box.method for box in latency_boxes(only, 1)] == ["joint", "fast", "slow", PLAIN]
 
 
 def test_percentiles_are_of_all_seeds_together_in_milliseconds(make: Make) -> None:
@@ -30,12 +29,10 @@ def test_percentiles_are_of_all_seeds_together_in_milliseconds(make: Make) -> No
         cost = deepcopy(measured("a", seed, 1, 1.0))
         for found in cost["latency"]:
             seconds = [(start + i) / 1000 for i in range(1, 51)]
-            found |= {"rounds": 1, "ratio": 1.0, "model": timing(seconds).model_dump()}
+            found |= {"rounds": 1, "model": {"samples": seconds}}
             found["plain"] = found["model"]
-        last = cost["latency"][-1]
-        cost["throughput"] = last["batch"] / last["model"]["median"]
         cells.append(make("a", seed, tasks=1, cost=cost))
-    box, plain = boxes(group(cells)[0], 1)
+    box, plain = latency_boxes(group(cells)[0], 1)
     expected = [1 + 0.99 * p for p in (5, 25, 50, 75, 95, 99)]
     assert [box.p5, box.p25, box.median, box.p75, box.p95, box.p99] == pytest.approx(expected)
     assert plain.median == pytest.approx(box.median)
@@ -49,11 +46,11 @@ def test_the_smallest_and_the_largest_batch_have_a_panel_each(only: Group, drawn
     low, high = left.get_ylim()
     assert low > high
     dashed = next(line for line in left.lines if line.get_linestyle() == "--" or line.is_dashed())
-    assert dashed.get_xdata()[0] == pytest.approx(boxes(only, 1)[-1].median)
+    assert dashed.get_xdata()[0] == pytest.approx(latency_boxes(only, 1)[-1].median)
 
 
 def test_what_was_not_timed_has_no_box(make: Make, drawn: Any) -> None:
     (only,) = group([make("a", cost=measured("a", 0, 3, 1.0)), make("b")])
-    assert [box.method for box in boxes(only, 1)] == ["a", PLAIN]
-    assert boxes(only, 7) == []
+    assert [box.method for box in latency_boxes(only, 1)] == ["a", PLAIN]
+    assert latency_boxes(only, 7) == []
     assert drawn("latency", group([make("b")])[0]) is None

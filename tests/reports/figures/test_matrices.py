@@ -30,17 +30,7 @@ def test_there_are_three_in_a_line_on_one_scale(make: Make, drawn: Any) -> None:
     (only,) = group([make(name, skill=0.9 - 0.1 * i) for i, name in enumerate("abcd")])
     *panels, bar = drawn("matrices", only).axes
     assert [axes.get_title(loc="left") for axes in panels] == ["a", "b", "c", "d"]
-    assert len({axes.images[0].get_clim() for axes in panels}) == 1
+    assert len({axes.collections[0].get_clim() for axes in panels}) == 1
     lefts = [round(axes.get_position().x0, 6) for axes in panels]
     assert lefts[3] == lefts[0] < lefts[1] < lefts[2]
     assert bar.get_xlabel() == "accuracy (%)"
-
-
-def test_values_are_printed_dark_on_light_and_light_on_dark(make: Make, drawn: Any) -> None:
-    (only,) = group([make("a", tasks=2, correct=[[100, None], [0, 100]], counts=[100, 100])])
-    texts = drawn("matrices", only).axes[0].texts
-    assert [(text.get_text(), text.get_color()) for text in texts] == [
-        ("100", "#222222"),
-        ("0", "white"),
-        ("100", "#222222"),
-    ]

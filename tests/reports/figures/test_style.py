@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from bench.record import Record
-from reports.figures import styles_of
+from reports.figures import DRAWERS, styles_of, write_figures
 from reports.groups import group
 from tests.reports.conftest import measured
-from tests.reports.figures.conftest import WRITERS
+from tests.reports.figures.conftest import diagnosed
 
 Make = Callable[..., Record]
 
@@ -24,37 +24,51 @@ def test_a_method_looks_the_same_on_every_benchmark_and_unlike_the_others(make: 
     assert styles == styles_of(list(reversed(groups)))
 
 
-@pytest.mark.parametrize("kind", WRITERS)
 def test_every_figure_is_written_twice_with_the_same_bytes(
-    kind: str, costly: list[Record], tmp_path: Path
+    make: Make, costly: list[Record], tmp_path: Path
 ) -> None:
+    details = diagnosed(gate=[[0.2, 0.4]] * 3, choices=[[[1.0]]] * 3)
+    (only,) = group([*costly, make("telling", 0, **details), make("telling", 1, **details)])
+    first, second = (write_figures(only, styles_of([only]), tmp_path / name) for name in ("a", "b"))
+    for kind in DRAWERS:
+        assert [path.name for path in first[kind]] == [f"{only.stem}-{kind}.svg", f"{only.stem}-{kind}.png"]
+        assert [path.read_bytes() for path in first[kind]] == [path.read_bytes() for path in second[kind]]
+
+
+def test_the_settings_of_the_user_change_nothing(costly: list[Record], tmp_path: Path) -> None:
+    import seaborn as sns
+    from matplotlib import rc_context
+
     (only,) = group(costly)
-    first, second = (WRITERS[kind](only, styles_of([only]), tmp_path / name) for name in ("a", "b"))
-    assert [path.name for path in first] == [f"{only.stem}-{kind}.svg", f"{only.stem}-{kind}.png"]
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    plain = write_figures(only, styles_of([only]), tmp_path / "plain")
+    with rc_context():
+        sns.set_theme("poster", "darkgrid", font="serif")
+        themed = write_figures(only, styles_of([only]), tmp_path / "themed")
+    for kind in DRAWERS:
+        assert [path.read_bytes() for path in plain[kind]] == [path.read_bytes() for path in themed[kind]]
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_nothing_to_draw_is_no_file(kind: str, make: Make, unfinished: Make, tmp_path: Path) -> None:
+def test_nothing_to_draw_is_no_file(make: Make, unfinished: Make, tmp_path: Path) -> None:
     failed = unfinished("a", 0, "failed", "It broke.")
     for lonely in (failed, make("a", tasks=1, cost=None)):
         (only,) = group([lonely])
-        assert WRITERS[kind](only, styles_of([only]), tmp_path) == []
+        assert write_figures(only, styles_of([only]), tmp_path) == {kind: [] for kind in DRAWERS}
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["curves", "forgetting", "matrices", "growth"])
-def test_a_single_task_has_nothing_to_follow(kind: str, make: Make, tmp_path: Path) -> None:
+def test_a_single_task_has_nothing_to_follow(kind: str, make: Make, drawn: Any) -> None:
     (only,) = group([make("a", tasks=1, cost=measured("a", 0, 1, 1.0))])
-    assert WRITERS[kind](only, styles_of([only]), tmp_path) == []
+    assert drawn(kind, only) is None
+    assert drawn("latency", only) is not None
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_names_are_not_read_as_formulas(kind: str, make: Make, tmp_path: Path) -> None:
+def test_names_are_not_read_as_formulas(make: Make, tmp_path: Path) -> None:
     name = "$\\broken{$ a_b\nc"
-    (only,) = group([make(name, cost=measured("a", 0, 3, 1.0))])
-    paths = WRITERS[kind](only, styles_of([only]), tmp_path)
-    assert sorted(path.suffix for path in paths) == [".png", ".svg"]
+    details = diagnosed(**{name: [[0.2, 0.4]] * 3, "choices $": [[[1.0]]] * 3})
+    (only,) = group([make(name, cost=measured("a", 0, 3, 1.0), **details)])
+    paths = write_figures(only, styles_of([only]), tmp_path)
+    assert all([path.suffix for path in paths[kind]] == [".svg", ".png"] for kind in DRAWERS)
 
 
 @pytest.mark.parametrize("kind", ["curves", "tradeoff", "growth"])
@@ -68,7 +82,7 @@ def test_a_method_has_one_colour_and_marker_in_every_figure(
         (line.get_color(), line.get_marker())
         for axes in figure.axes
         for line in axes.lines
-        if line.get_marker() in {look.marker for look in styles.values()}
+        if line.get_marker() in {style.marker for style in styles.values()}
     }
     learning = [row.method for row in only.rows if not row.last_only or kind == "curves"]
     assert marked == {(styles[name].colour, styles[name].marker) for name in learning}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.record import Record
-from reports.figures.tradeoff import Panel, Point, corners, panels_of, pareto_front
+from reports.figures.tradeoff import Point, TradeoffPanel, front_corners, pareto_front, tradeoff_panels
 from reports.groups import Group, group
 from reports.stats import Estimate
 from reports.tables import MEMORY
@@ -53,11 +53,11 @@ def only(costly: list[Record]) -> Group:
 
 
 def test_a_point_is_the_mean_over_seeds_after_the_last_experience(only: Group, costly: list[Record]) -> None:
-    latency, memory = panels_of(only)
+    latency, memory = tradeoff_panels(only)
     assert (latency.label, memory.label) == (LATENCY, RSS)
-    cells = [record.cost for record in costly if record.method == "fast"]
-    ratios = [at.ratio for c in cells for at in c.latency if (at.batch, at.experiences) == (1, 3)]  # type: ignore[union-attr]
-    peaks = [c.peak_memory.training.above / 2**20 for c in cells]  # type: ignore[union-attr]
+    costs = [record.cost for record in costly if record.method == "fast"]
+    ratios = [at.ratio for c in costs for at in c.latency if (at.batch, at.experiences) == (1, 3)]  # type: ignore[union-attr]
+    peaks = [c.peak_memory.training.above / 2**20 for c in costs]  # type: ignore[union-attr]
     for panel, values in ((latency, ratios), (memory, peaks)):
         point = next(point for point in panel.points if point.method == "fast")
         assert point.cost.mean == pytest.approx(fmean(values))
@@ -65,7 +65,7 @@ def test_a_point_is_the_mean_over_seeds_after_the_last_experience(only: Group, c
 
 
 def test_what_is_evaluated_at_the_end_only_is_a_reference(only: Group) -> None:
-    for panel in panels_of(only):
+    for panel in tradeoff_panels(only):
         assert [point.method for point in panel.points] == ["fast", "slow"]
         assert [method for method, _ in panel.references] == ["joint"]
 
@@ -74,8 +74,8 @@ def test_memory_of_the_process_and_of_the_gpu_are_never_in_one_panel(make: Make)
     on_gpu = measured("b", 0, 3, 2.0)
     on_gpu["peak_memory"] |= {"kind": "cuda"}
     (only,) = group([make("a", cost=measured("a", 0, 3, 1.0)), make("b", cost=on_gpu)])
-    found = {panel.label: [point.method for point in panel.points] for panel in panels_of(only)}
-    assert {label: sorted(methods) for label, methods in found.items()} == {
+    panels = tradeoff_panels(only)
+    assert {panel.label: sorted(point.method for point in panel.points) for panel in panels} == {
         LATENCY: ["a", "b"],
         CUDA: ["b"],
         RSS: ["a"],
@@ -84,7 +84,7 @@ def test_memory_of_the_process_and_of_the_gpu_are_never_in_one_panel(make: Make)
 
 def test_a_method_without_the_cost_in_every_seed_has_no_point(make: Make) -> None:
     (only,) = group([make("a", 0, cost=measured("a", 0, 3, 1.0)), make("a", 1)])
-    assert panels_of(only) == []
+    assert tradeoff_panels(only) == []
 
 
 def test_the_good_corner_and_every_method_are_named(only: Group, drawn: Any) -> None:
@@ -96,7 +96,7 @@ def test_the_good_corner_and_every_method_are_named(only: Group, drawn: Any) -> 
 def test_the_front_rises_where_a_better_method_can_be_afforded() -> None:
     means = {"a": (1.0, 50.0), "beaten": (3.0, 40.0), "b": (2.0, 90.0)}
     points = [Point(name, Estimate(x, None, 1), Estimate(y, None, 1)) for name, (x, y) in means.items()]
-    turns = corners(Panel("cost", points, []), right=4.0)
+    turns = front_corners(TradeoffPanel("cost", points, []), right=4.0)
     assert list(dict.fromkeys(turns)) == [(1.0, 50.0), (2.0, 50.0), (2.0, 90.0), (4.0, 90.0)]
 
 

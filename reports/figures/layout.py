@@ -1,4 +1,4 @@
-"""Panels at places known beforehand: a layout that need not be solved, the same in every format."""
+"""Panels at places known in advance: nothing is solved, so the layout is the same in every file format."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Formatter
 
-#: A factor between the smallest and the largest value from which on a scale is logarithmic.
+#: From this ratio of the largest to the smallest value on, a scale is logarithmic.
 WIDE = 30.0
 
 
 @dataclass(frozen=True)
-class Room:
+class Layout:
     """Inches: a panel's width and height, the gaps between panels, and the margins of the figure."""
 
     width: float
@@ -30,48 +30,49 @@ class Room:
     top: float = 0.1
 
 
-def grid(panels: int, columns: int, room: Room) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, `columns` side by side, and no more of it than they need."""
+def subplots(count: int, columns: int, layout: Layout) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most `columns` side by side, and no larger than they need."""
     from matplotlib.figure import Figure
 
-    columns = min(columns, panels)
-    lines = ceil(panels / columns)
-    width = room.left + columns * room.width + (columns - 1) * room.across + room.right
-    height = room.bottom + lines * room.height + (lines - 1) * room.down + room.top
+    columns = min(columns, count)
+    lines = ceil(count / columns)
+    width = layout.left + columns * layout.width + (columns - 1) * layout.across + layout.right
+    height = layout.bottom + lines * layout.height + (lines - 1) * layout.down + layout.top
     figure = Figure(figsize=(width, height))
-    lefts = [room.left + i % columns * (room.width + room.across) for i in range(panels)]
-    tops = [room.top + i // columns * (room.height + room.down) for i in range(panels)]
-    axes = [
-        figure.add_axes((x / width, 1 - (y + room.height) / height, room.width / width, room.height / height))
+    lefts = [layout.left + i % columns * (layout.width + layout.across) for i in range(count)]
+    tops = [layout.top + i // columns * (layout.height + layout.down) for i in range(count)]
+    size = (layout.width / width, layout.height / height)
+    panels = [
+        figure.add_axes((x / width, 1 - (y + layout.height) / height, *size))
         for x, y in zip(lefts, tops, strict=True)
     ]
-    return figure, axes
+    return figure, panels
 
 
 def inches(axes: Axes) -> tuple[float, float]:
-    """Their width and height."""
+    """The width and height of a panel."""
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
-def widen(axes: Axes) -> None:
-    """A logarithmic scale across, with its numbers written out."""
+def use_log_x(axes: Axes) -> None:
+    """Make the horizontal scale logarithmic, with its numbers written in full."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(written_out())
+    axes.xaxis.set_major_formatter(plain_numbers())
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def written_out() -> Formatter:
-    """Numbers as they are, not as powers of ten."""
+def plain_numbers() -> Formatter:
+    """Tick labels such as 1,000, not powers of ten."""
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def spans_wide(values: Sequence[float]) -> bool:
-    """Whether what is above zero differs by so much that a linear scale would hide the small.
+    """Whether the positive values differ so much that a linear scale would hide the small ones.
 
     >>> spans_wide([0, 1, 31]), spans_wide([0, 1, 29]), spans_wide([0])
     (True, False, False)

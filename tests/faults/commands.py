@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bench import predictions
 from bench.cell import checkpoint
 from bench.grid.locks import FOLDER as LOCKS
 from bench.record import RECORD_NAME, Record, read
@@ -32,6 +33,10 @@ TINY = (
 )
 #: What `_child` writes for itself into /proc/PID/oom_score_adj: how the work's processes are known.
 OF_WORK = "500"
+
+#: What an interruption must not change: of a record, and of its cost of each experience.
+RESULTS = ("status", "correct", "counts", "predictions", "diagnostics", "class_order", "config")
+SIZES = ("train_images", "flops", "trainable", "stored", "stored_bytes", "deployed", "deployed_bytes")
 
 
 def wait_until(look: Callable[[], T], what: str, told: Callable[[], str] = str) -> T:
@@ -108,14 +113,14 @@ class Command:
         """Until the command has printed them."""
         self.wait_for(lambda: words in self.output, f"the words '{words}'")
 
-    def wait_for_state(self, experiences: int = 1, method: str = "*") -> Path:
-        """The state of a cell after so many experiences, or more."""
+    def wait_for_checkpoint(self, tasks: int = 1, method: str = "*") -> Path:
+        """The checkpoint of a cell after so many tasks, or more."""
 
         def look() -> Path | None:
-            paths = self.results.glob(f"{method}-digits-*/states/*.safetensors")
-            return next((p for p in paths if int(p.name.partition(".")[0]) >= experiences), None)
+            paths = self.results.glob(f"{method}-digits-*/checkpoints/*.safetensors")
+            return next((p for p in paths if int(p.name.partition(".")[0]) >= tasks), None)
 
-        return self.wait_for(look, f"a state after {experiences} experiences")
+        return self.wait_for(look, f"a checkpoint after {tasks} tasks")
 
     def wait_for_work(self) -> int:
         """The process of a cell, or of a measurement."""
@@ -180,7 +185,9 @@ def _first_line(pid: int, name: str) -> str:
 
 
 def on_disk(results: Path) -> set[str]:
-    """The files of a results folder: `finetune/record.json`, `finetune/states/2`, `.../2.damaged`.
+    """The files of a results folder, without hashes in their names.
+
+    Such as `finetune/record.json`, `finetune/predictions`, `finetune/checkpoints/2`, `.../2.damaged`.
 
     Lock files may be there, and are empty.
     """
@@ -194,7 +201,27 @@ def in_words(path: Path) -> str:
     """The relative name of a file without hashes, and without the number of a process."""
     name = re.sub(r"^([^/]+)-digits-s0-[0-9a-f]{12}/", r"\1/", str(path))
     name = re.sub(r"\.[0-9a-f]{64}\.safetensors", "", name)
+    name = re.sub(r"predictions-[0-9a-f]{12}\.safetensors", "predictions", name)
     return re.sub(r"(/\.[^/]+)\.\d+$", r"\1.PID", name)
+
+
+def done_files(*methods: str) -> set[str]:
+    """The files of finished cells whose inference is measured, as `on_disk` names them."""
+    return {f"{method}/{name}" for method in methods for name in ("record.json", "predictions")}
+
+
+def check_predictions(results: Path) -> None:
+    """The predictions of every finished cell are intact, and have the accuracies of its record."""
+    for path in results.glob(f"*/{RECORD_NAME}"):
+        record = read(path)
+        if record.done:
+            _check_counts(record, predictions.read(record.predictions, path.parent))
+
+
+def _check_counts(record: Record, predicted: predictions.Predictions) -> None:
+    hits = (predicted.predicted == predicted.true).sum(1).tolist()
+    assert record.correct is not None
+    assert hits == [sum(count or 0 for count in row) for row in record.correct]
 
 
 def contents(results: Path) -> dict[str, bytes]:
@@ -220,24 +247,19 @@ def statuses(results: Path) -> dict[str, str]:
     return {record.method: record.status for record in records}
 
 
-def check_states(results: Path) -> None:
-    """Every state that is in use is whole."""
+def check_checkpoints(results: Path) -> None:
+    """Every checkpoint that is in use is intact."""
     for path in results.glob(f"*/{checkpoint.FOLDER}/*.safetensors"):
         checkpoint.verify(path)
 
 
 def facts(record: Record) -> dict[str, Any]:
     """All of a record that times, and the way the cell was run, have no part in."""
-    plain = record.model_dump(mode="json")
-    names = (
-        "status",
-        "correct",
-        "counts",
-        "accuracy_matrix",
-        "metrics",
-        "diagnostics",
-        "class_order",
-        "config",
+    plain, cost = record.model_dump(mode="json"), record.cost
+    assert cost is not None
+    return (
+        {name: plain[name] for name in RESULTS}
+        | {name: cost.by_experience(name) for name in SIZES}
+        | {"accuracy_matrix": record.accuracy_matrix, "metrics": record.metrics}
+        | {"plain_flops": cost.plain_flops}
     )
-    costs = ("train_images", "flops", "plain_flops", "parameters")
-    return {name: plain[name] for name in names} | {name: plain["cost"][name] for name in costs}

@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from tests.faults.commands import CODE, Command, Result, facts, grid_of, on_disk, record_of
+from tests.faults.commands import (
+    CODE,
+    Command,
+    Result,
+    check_predictions,
+    done_files,
+    facts,
+    grid_of,
+    on_disk,
+    record_of,
+)
 
 Drill = Callable[[str, str, str], None]
 Start = Callable[..., Command]
@@ -90,7 +100,8 @@ def _run_whole(folder: Path, methods: str, environment: dict[str, str]) -> Whole
     result, results = _run(folder, methods, environment)
     seconds = time.monotonic() - began
     assert result.status == 0, result.output
-    assert on_disk(results) == {f"{name}/record.json" for name in names}
+    assert on_disk(results) == done_files(*names)
+    check_predictions(results)
     assert all(record_of(results, name).cost.latency for name in names)
     return Whole({name: facts(record_of(results, name)) for name in names}, seconds, results)
 
@@ -110,7 +121,7 @@ def _run(
 
 
 def _stop_after_two(command: Command) -> None:
-    command.wait_for_state(2)
+    command.wait_for_checkpoint(2)
     command.signal(signal.SIGINT)
 
 
@@ -124,7 +135,7 @@ def interrupted_once(tmp_path_factory: pytest.TempPathFactory, environment: dict
     """The results of `finetune,ncm`, interrupted after two of finetune's three experiences."""
     result, results = _run(tmp_path_factory.mktemp("stopped"), "finetune,ncm", environment, _stop_after_two)
     assert result.status == 1, result.output
-    assert on_disk(results) == {"finetune/record.json", "finetune/states/1", "finetune/states/2"}
+    assert on_disk(results) == {"finetune/record.json", "finetune/checkpoints/1", "finetune/checkpoints/2"}
     return results
 
 
@@ -139,7 +150,7 @@ def unmeasured_once(tmp_path_factory: pytest.TempPathFactory, environment: dict[
     """The results of `finetune` alone, learnt and evaluated, killed while its inference was measured."""
     folder = tmp_path_factory.mktemp("unmeasured")
     _, results = _run(folder, "finetune", environment, _kill_while_measuring)
-    assert on_disk(results) == {"finetune/record.json", "finetune/states/1", "finetune/states/3"}
+    assert on_disk(results) == {*done_files("finetune"), "finetune/checkpoints/1", "finetune/checkpoints/3"}
     assert record_of(results, "finetune").done
     return results
 

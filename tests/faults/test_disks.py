@@ -12,8 +12,10 @@ import pytest
 
 from tests.faults.commands import (
     cell_of,
-    check_states,
+    check_checkpoints,
+    check_predictions,
     contents,
+    done_files,
     facts,
     grid_of,
     on_disk,
@@ -23,7 +25,7 @@ from tests.faults.commands import (
 
 pytestmark = pytest.mark.slow
 
-BOTH = {"finetune/record.json", "ncm/record.json"}
+BOTH = done_files("finetune", "ncm")
 GRID = grid_of("finetune,ncm")
 GOES_ON = "Make room, or the folder writable, and the same command goes on from there"
 
@@ -89,28 +91,29 @@ def veil() -> Iterator[list[Path]]:
 def run_ncm(disk: Disk, run) -> dict[str, bytes]:
     """An earlier record on the disk, and its bytes."""
     assert run(*grid_of("ncm")).status == 0
-    assert disk.files() == {"ncm/record.json"}
+    assert disk.files() == done_files("ncm")
     return contents(cell_of(disk.results, "ncm"))
 
 
 def check_finished(results: Path, whole) -> None:
     assert on_disk(results) - {".locks/filling"} == BOTH
+    check_predictions(results)
     expected = whole("finetune,ncm").facts
     assert {name: facts(record_of(results, name)) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
-    "moment", ["before the first state", "after the first state", "while inference is timed"]
+    "moment", ["before the first checkpoint", "after the first checkpoint", "while inference is timed"]
 )
 def test_a_full_disk_harms_nothing_and_with_more_room_the_grid_goes_on(
     moment, disk, start, run, whole, drill
 ):
     earlier = run_ncm(disk, run)
     command = start(*GRID)
-    if moment == "before the first state":
+    if moment == "before the first checkpoint":
         command.wait_for_words("[1/1]")
-    elif moment == "after the first state":
-        command.wait_for_state()
+    elif moment == "after the first checkpoint":
+        command.wait_for_checkpoint()
     else:
         command.wait_for_words("measuring inference")
     disk.fill()
@@ -121,16 +124,17 @@ def test_a_full_disk_harms_nothing_and_with_more_room_the_grid_goes_on(
     assert GOES_ON in result.output
     files = disk.files()
     assert contents(cell_of(disk.results, "ncm")) == earlier
-    if moment == "before the first state":
-        assert files == {"ncm/record.json"}
-    elif moment == "after the first state":
-        learnt = max(int(name[-1]) for name in files if "states" in name)
-        assert files == {"ncm/record.json", "finetune/states/1", f"finetune/states/{learnt}"}
+    if moment == "before the first checkpoint":
+        assert files == done_files("ncm")
+    elif moment == "after the first checkpoint":
+        learnt = max(int(name[-1]) for name in files if "checkpoints" in name)
+        checkpoints = {"finetune/checkpoints/1", f"finetune/checkpoints/{learnt}"}
+        assert files == done_files("ncm") | checkpoints
     else:
-        assert files == {*BOTH, "finetune/states/1", "finetune/states/3"}
+        assert files == {*BOTH, "finetune/checkpoints/1", "finetune/checkpoints/3"}
         assert statuses(disk.results) == {"finetune": "done", "ncm": "done"}
         assert record_of(disk.results, "finetune").cost.latency is None
-    check_states(disk.results)
+    check_checkpoints(disk.results)
 
     disk.make_room()
     again = run(*GRID)
@@ -140,7 +144,7 @@ def test_a_full_disk_harms_nothing_and_with_more_room_the_grid_goes_on(
     assert record_of(disk.results, "finetune").cost.latency is not None
     drill(
         f"the disk is full {moment}",
-        "earlier records, byte for byte; what fitted of states and records, whole",
+        "earlier records, byte for byte; what fitted of checkpoints and records, whole",
         "goes on, once there is room",
     )
 
@@ -149,7 +153,7 @@ def test_a_full_disk_harms_nothing_and_with_more_room_the_grid_goes_on(
 def test_a_results_folder_that_is_deleted_is_not_made_again(moment, folder, start, run, whole, drill):
     command = start(*grid_of("finetune"))
     if moment == "a cell is trained":
-        command.wait_for_state()
+        command.wait_for_checkpoint()
     else:
         command.wait_for_words("measuring inference")
     command.results.rename(folder / "gone")  # at once, and not file by file
@@ -160,15 +164,19 @@ def test_a_results_folder_that_is_deleted_is_not_made_again(moment, folder, star
     last = result.output.strip().splitlines()[-1]
     if moment == "a cell is trained":
         assert last.startswith("error: cannot make the folder 'results/finetune-digits-s0-")
-        assert last.endswith("(No such file or directory); was the results folder taken away?")
+        assert last.endswith("(No such file or directory); was the results folder removed?")
     else:
         assert "results" in last
         assert last.startswith(("error: ", "inference could not be measured: "))
 
     assert run(*grid_of("finetune")).status == 0
-    assert on_disk(command.results) == {"finetune/record.json"}
+    assert on_disk(command.results) == done_files("finetune")
     assert facts(record_of(command.results, "finetune")) == whole("finetune,ncm").facts["finetune"]
-    drill(f"the results folder is deleted while {moment}", "nothing; it is not made again", "starts anew")
+    drill(
+        f"the results folder is deleted while {moment}",
+        "nothing; it is not made again",
+        "starts from scratch",
+    )
 
 
 def test_a_read_only_results_folder_is_refused(disk, run, whole, drill):
@@ -195,7 +203,7 @@ def test_a_read_only_results_folder_is_refused(disk, run, whole, drill):
 def test_a_results_folder_that_becomes_read_only_harms_nothing(moment, veil, start, run, whole, drill):
     command = start(*GRID)
     if moment == "a cell is trained":
-        command.wait_for_state()
+        command.wait_for_checkpoint()
     else:
         command.wait_for_words("measuring inference")
     mount("--bind", command.results, command.results)  # over it, since files on it are open for writing
@@ -209,11 +217,11 @@ def test_a_results_folder_that_becomes_read_only_harms_nothing(moment, veil, sta
     assert contents(command.results) == before
     files = on_disk(command.results)
     if moment == "a cell is trained":
-        learnt = max(int(name[-1]) for name in files if "states" in name)
-        assert files == {"finetune/states/1", f"finetune/states/{learnt}"}
+        learnt = max(int(name[-1]) for name in files if "checkpoints" in name)
+        assert files == {"finetune/checkpoints/1", f"finetune/checkpoints/{learnt}"}
     else:
-        states = {f"{name}/states/{n}" for name in ("finetune", "ncm") for n in (1, 3)}
-        assert files == {*BOTH, *states}
+        checkpoints = {f"{name}/checkpoints/{n}" for name in ("finetune", "ncm") for n in (1, 3)}
+        assert files == BOTH | checkpoints
 
     subprocess.run(["umount", veil.pop()], check=True)
     assert run(*GRID).status == 0

@@ -17,8 +17,10 @@ from tests.faults.commands import (
     TASKS,
     Command,
     cell_of,
-    check_states,
+    check_checkpoints,
+    check_predictions,
     contents,
+    done_files,
     facts,
     grid_of,
     on_disk,
@@ -32,11 +34,13 @@ GRIDS = ("finetune,ncm", "inflora,linear-probe", "duallora,l2p", "dualprompt,cod
 #: How often each is killed before it may end; a grid that is killed twice is the quick one.
 KILLS = [(0, 2), *((seed, 1) for seed in range(1, 20))]
 SEEDS = [pytest.param(*one, marks=[] if one == KILLS[0] else pytest.mark.slow) for one in KILLS]
-#: All that may be there at any moment: records, states, and a draft of one of them.
-AT_ANY_MOMENT = re.compile(r"[a-z0-9-]+/(record\.json|states/\d|\.record\.json\.PID|states/\.\d\.PID)")
+#: All that may be there at any moment: records, predictions, checkpoints, and a partial file of one of them.
+AT_ANY_MOMENT = re.compile(
+    r"[a-z0-9-]+/(record\.json|predictions|checkpoints/\d|\.(record\.json|predictions)\.PID|checkpoints/\.\d\.PID)"
+)
 
 
-def last_state(results: Path, method: str) -> int:
+def last_checkpoint(results: Path, method: str) -> int:
     folders = list(results.glob(f"{method}-digits-*"))
     return max(checkpoint.list_checkpoints(folders[0]), default=0) if folders else 0
 
@@ -56,20 +60,22 @@ def test_a_grid_that_is_killed_at_any_moment_goes_on_from_whole_files(seed, time
         assert {name for name in files if not AT_ANY_MOMENT.fullmatch(name)} == set()
         assert len([name for name in files if name.endswith("PID")]) <= 1
         assert set(statuses(results).values()) <= {"done"}
-        check_states(results)
+        check_checkpoints(results)
+        check_predictions(results)
         for name in names:
-            learnt = last_state(results, name)
+            learnt = last_checkpoint(results, name)
             if not is_recorded(results, name) and 0 < learnt < TASKS and learnt not in reached[name]:
                 reached[name].append(learnt)
         drill(
             "kill -9 of the grid at a random moment",
-            "whole records, whole states, at most one draft; no process",
-            "goes on after the last experience; the record of an uninterrupted run",
+            "whole records, whole checkpoints, at most one partial file; no process",
+            "goes on after the last task; the record of an uninterrupted run",
         )
 
     again = run(*grid_of(methods))
     assert again.status == 0, again.output
-    assert on_disk(results) == {f"{name}/record.json" for name in names}
+    assert on_disk(results) == done_files(*names)
+    check_predictions(results)
     for name in names:
         record = record_of(results, name)
         assert facts(record) == expected.facts[name]
@@ -95,20 +101,20 @@ def test_no_work_goes_on_for_a_grid_that_is_gone(start, folder, environment):
     command.wait_for(package.entered.exists, "work without end")
     command.signal(signal.SIGKILL)
     assert command.result().status == -signal.SIGKILL
-    assert on_disk(command.results) == {"never/states/1"}
-    check_states(command.results)
+    assert on_disk(command.results) == {"never/checkpoints/1"}
+    check_checkpoints(command.results)
 
 
 REASON = re.compile(
-    r"its process was ended by SIGKILL, \d+ MiB in use when it was last looked at; "
-    rf"its state after experience ([12]) of {TASKS} is kept"
+    r"its process was ended by SIGKILL, \d+ MiB resident when last checked; "
+    rf"its checkpoint after task ([12]) of {TASKS} is kept"
 )
 
 
 @pytest.mark.slow
 def test_a_cell_whose_process_is_killed_is_recorded_and_goes_on_later(start, run, whole, drill):
     command = start(*grid_of("finetune,ncm"))
-    command.wait_for_state()
+    command.wait_for_checkpoint()
     os.kill(command.wait_for_work(), signal.SIGKILL)
     result = command.result()
     assert result.status == 1
@@ -118,22 +124,22 @@ def test_a_cell_whose_process_is_killed_is_recorded_and_goes_on_later(start, run
     match = REASON.fullmatch(reason)
     assert match, reason
     learnt = int(match[1])
-    states = {"finetune/states/1", f"finetune/states/{learnt}"}
-    assert on_disk(command.results) == {"finetune/record.json", "ncm/record.json", *states}
-    check_states(command.results)
+    checkpoints = {"finetune/checkpoints/1", f"finetune/checkpoints/{learnt}"}
+    assert on_disk(command.results) == {"finetune/record.json", *done_files("ncm"), *checkpoints}
+    check_checkpoints(command.results)
 
     done = contents(cell_of(command.results, "ncm"))
     again = run(*grid_of("finetune,ncm"))
     assert again.status == 0
-    assert f"it goes on after experience {learnt} of {TASKS}" in again.output
-    assert on_disk(command.results) == {"finetune/record.json", "ncm/record.json"}
+    assert f"it continues after task {learnt} of {TASKS}" in again.output
+    assert on_disk(command.results) == done_files("finetune", "ncm")
     assert contents(cell_of(command.results, "ncm")) == done
     record = record_of(command.results, "finetune")
     assert record.manifest.resumed == [learnt]
     assert facts(record) == whole("finetune,ncm").facts["finetune"]
     drill(
         "kill -9 of a cell's process",
-        "its record (failed, ended by SIGKILL) and its states; the other cells are done",
+        "its record (failed, ended by SIGKILL) and its checkpoints; the other cells are done",
         "goes on after the last experience",
     )
 
@@ -141,7 +147,7 @@ def test_a_cell_whose_process_is_killed_is_recorded_and_goes_on_later(start, run
 @pytest.mark.slow
 def test_the_server_that_cells_are_forked_from_is_started_again(start, whole, drill):
     command = start(*grid_of("finetune,ncm"))
-    command.wait_for_state()
+    command.wait_for_checkpoint()
     (server,) = {pid for pid in processes_of(command.process.pid) if is_server(pid)} - {
         *command.workers(),
         command.process.pid,
@@ -149,7 +155,7 @@ def test_the_server_that_cells_are_forked_from_is_started_again(start, whole, dr
     os.kill(server, signal.SIGKILL)
     result = command.result()
     assert result.status == 0
-    assert on_disk(command.results) == {"finetune/record.json", "ncm/record.json"}
+    assert on_disk(command.results) == done_files("finetune", "ncm")
     expected = whole("finetune,ncm").facts
     assert {name: facts(record_of(command.results, name)) for name in expected} == expected
     drill("kill -9 of the server that cells are forked from", "all cells are done", "has nothing left to do")
@@ -160,43 +166,43 @@ def is_server(pid: int) -> bool:
 
 
 def test_one_thing_after_another_happens_to_a_cell_and_it_is_right_in_the_end(start, whole, drill):
-    """Its process is killed; it is interrupted; it is terminated; its last state is damaged."""
+    """Its process is killed; it is interrupted; it is terminated; its last checkpoint is damaged."""
     command = start(*grid_of("finetune,ncm"))
-    command.wait_for_state()
+    command.wait_for_checkpoint()
     os.kill(command.wait_for_work(), signal.SIGKILL)
     assert command.result().status == 1
     assert statuses(command.results) == {"finetune": "failed", "ncm": "done"}
     assert REASON.fullmatch(record_of(command.results, "finetune").reason)
-    reached = [last_state(command.results, "finetune")]
+    reached = [last_checkpoint(command.results, "finetune")]
 
     for number in (signal.SIGINT, signal.SIGTERM):
         command = start(*grid_of("finetune,ncm"))
-        command.wait_for_words("it goes on after experience")
-        command.wait_for_state(2)
+        command.wait_for_words("it continues after task")
+        command.wait_for_checkpoint(2)
         command.signal(number)
         result = command.result()
         assert result.status == 1
         assert "stopped: 0 of 1 cells ended and are on disk in 'results'" in result.output
-        reached.append(last_state(command.results, "finetune"))
+        reached.append(last_checkpoint(command.results, "finetune"))
         record = record_of(command.results, "finetune")
         assert record.status == "interrupted"
-        assert record.reason == f"stopped; its state after experience {reached[-1]} of {TASKS} is kept"
-        states = {"finetune/states/1", f"finetune/states/{reached[-1]}"}
-        assert on_disk(command.results) == {"finetune/record.json", "ncm/record.json", *states}
+        assert record.reason == f"stopped; its checkpoint after task {reached[-1]} of {TASKS} is kept"
+        checkpoints = {"finetune/checkpoints/1", f"finetune/checkpoints/{reached[-1]}"}
+        assert on_disk(command.results) == {"finetune/record.json", *done_files("ncm"), *checkpoints}
 
     path = checkpoint.list_checkpoints(cell_of(command.results, "finetune"))[reached[-1]]
     path.write_bytes(path.read_bytes()[:-100])
     command = start(*grid_of("finetune,ncm"))
     command.wait_for_words("is damaged: its content does not have the hash in its name; it was set aside")
-    assert f"finetune/states/{reached[-1]}.damaged" in on_disk(command.results)
+    assert f"finetune/checkpoints/{reached[-1]}.damaged" in on_disk(command.results)
     result = command.result()
     assert result.status == 0
-    assert on_disk(command.results) == {"finetune/record.json", "ncm/record.json"}
+    assert on_disk(command.results) == done_files("finetune", "ncm")
     expected = whole("finetune,ncm").facts
     assert {name: facts(record_of(command.results, name)) for name in expected} == expected
-    assert record_of(command.results, "finetune").manifest.resumed == [1]  # of the states it is made of
+    assert record_of(command.results, "finetune").manifest.resumed == [1]  # of the checkpoints it is made of
     drill(
-        "one after the other: kill -9 of a cell, SIGINT, SIGTERM, a truncated state",
-        "after each: the record and whole states",
+        "one after the other: kill -9 of a cell, SIGINT, SIGTERM, a truncated checkpoint",
+        "after each: the record and whole checkpoints",
         "goes on each time; in the end the record of an uninterrupted run",
     )

@@ -10,8 +10,9 @@ import pytest
 from tests.faults.commands import (
     TASKS,
     cell_of,
-    check_states,
+    check_checkpoints,
     contents,
+    done_files,
     grid_of,
     on_disk,
     record_of,
@@ -23,7 +24,7 @@ from tests.faults.misbehaving import install
 TIMEOUT = "10"
 #: Bytes that a process may have for its data: libraries and threads take a part of it.
 MOST = 4 * 2**30
-KEPT = re.escape(f"; its state after experience 1 of {TASKS} is kept")
+KEPT = re.escape(f"; its checkpoint after task 1 of {TASKS} is kept")
 
 REASONS = {
     "raises": ("failed", "RuntimeError: the disk is on fire"),
@@ -42,11 +43,11 @@ REASONS = {
 #: Those whose process was not ended from outside.
 TOLD = {"raises": "in misbehave", "nan": "in before_backward", "hog": "in misbehave"}
 DISK = {
-    "raises": "its record (failed), traceback.txt, its states",
-    "nan": "its record (diverged: experience, step), traceback.txt, its states",
-    "hog": "its record (oom: batch size, peak), traceback.txt, its states",
-    "never": "its record (failed: longer than the limit), its states",
-    "deaf": "its record (failed: longer than the limit), its states",
+    "raises": "its record (failed), traceback.txt, its checkpoints",
+    "nan": "its record (diverged: task, step), traceback.txt, its checkpoints",
+    "hog": "its record (oom: batch size, peak), traceback.txt, its checkpoints",
+    "never": "its record (failed: longer than the limit), its checkpoints",
+    "deaf": "its record (failed: longer than the limit), its checkpoints",
 }
 FAULTS = {
     "raises": "a method raises",
@@ -62,7 +63,11 @@ def limit_memory() -> None:
 
 
 def files_of(name: str) -> set[str]:
-    return {f"{name}/record.json", f"{name}/states/1", *({f"{name}/traceback.txt"} if name in TOLD else ())}
+    return {
+        f"{name}/record.json",
+        f"{name}/checkpoints/1",
+        *({f"{name}/traceback.txt"} if name in TOLD else ()),
+    }
 
 
 def check(results, name: str) -> None:
@@ -87,10 +92,10 @@ def test_methods_that_raise_diverge_or_never_end_stop_nobody_else(run, folder, e
     results = folder / "results"
     bad = ("raises", "nan", "never")
     assert statuses(results) == {name: REASONS[name][0] for name in bad} | {"ncm": "done"}
-    assert on_disk(results) == {"ncm/record.json"}.union(*map(files_of, bad))
+    assert on_disk(results) == done_files("ncm").union(*map(files_of, bad))
     for name in bad:
         check(results, name)
-    check_states(results)
+    check_checkpoints(results)
 
 
 @pytest.mark.slow
@@ -106,16 +111,16 @@ def test_a_method_that_misbehaves_goes_on_once_it_is_cured(name, run, whole, fol
     assert "1 of 2 cells are not done; reasons are in the table's notes" in result.output
     results = folder / "results"
     assert statuses(results) == {name: REASONS[name][0], "ncm": "done"}
-    assert on_disk(results) == {"ncm/record.json", *files_of(name)}
+    assert on_disk(results) == done_files("ncm") | files_of(name)
     check(results, name)
-    check_states(results)
+    check_checkpoints(results)
 
     package.cure()
     healthy = contents(cell_of(results, "ncm"))
     assert run(*arguments, environment=package.environment).status == 0
-    assert on_disk(results) == {"ncm/record.json", f"{name}/record.json"}
+    assert on_disk(results) == done_files("ncm", name)
     assert contents(cell_of(results, "ncm")) == healthy
     record = record_of(results, name)
     assert record.manifest.resumed == [1]
     package.check_cured(record, whole)
-    drill(FAULTS[name], f"{DISK[name]}; the other cells are done", "tries again, from the last experience")
+    drill(FAULTS[name], f"{DISK[name]}; the other cells are done", "tries again, from the last task")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.faults.commands import facts, grid_of, on_disk, record_of
+from tests.faults.commands import check_predictions, done_files, facts, grid_of, on_disk, record_of
 
 STARTED = re.compile(r"^\[\d/\d\] (\S+) ·", re.MULTILINE)
 LEFT_TO_THE_OTHER = re.compile(r"^(\S+)-digits-s0-[0-9a-f]{12}: another command has run it$", re.MULTILINE)
@@ -23,7 +23,8 @@ def test_two_grids_at_once_run_each_cell_once(start, whole, drill):
     assert len(LEFT_TO_THE_OTHER.findall(output)) + found_done == len(names)
     assert output.count("measuring inference ·") == 1
     results = commands[0].results
-    assert on_disk(results) == {"finetune/record.json", "ncm/record.json"}
+    assert on_disk(results) == done_files("finetune", "ncm")
+    check_predictions(results)
     expected = whole("finetune,ncm").facts
     assert {name: facts(record_of(results, name)) for name in expected} == expected
     drill(

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from bench.costs import paired_ratio, timing
-from bench.metrics import accuracy_matrix, compute_all
 from bench.record import SCHEMA, Record
 
 Make = Callable[..., Record]
@@ -70,9 +68,8 @@ def latency(experiences: int, batch: int, ratio: float, source: random.Random) -
         "rounds": 4,
         "warmup": 10,
         "stable": True,
-        "model": timing(model).model_dump(),
-        "plain": timing(plain).model_dump(),
-        "ratio": paired_ratio(model, plain, 4),
+        "model": {"samples": model},
+        "plain": {"samples": plain},
     }
 
 
@@ -82,15 +79,10 @@ def measured(method: str, seed: int, tasks: int, ratio: float, growth: float = 0
     source = random.Random(f"{method} {seed}")
     stages = sorted({1, tasks})
     last = ratio + growth * (tasks - 1)
-    found = [latency(t, b, ratio + growth * (t - 1), source) for b in (1, 32) for t in stages]
+    timings = [latency(t, b, ratio + growth * (t - 1), source) for b in (1, 32) for t in stages]
     return {
-        "train_seconds": [5.0 + source.uniform(0, 1) for _ in range(tasks)],
-        "prepare_seconds": [0.5] * tasks,
-        "consolidate_seconds": [0.25] * tasks,
-        "train_images": [300] * tasks,
-        "eval_seconds": [1.0 + 0.5 * t for t in range(tasks)],
-        "energy_joules": None,
-        "latency": found,
+        "experiences": [_experience(t, 5.0 + source.uniform(0, 1), ratio + growth * t) for t in range(tasks)],
+        "latency": timings,
         "conditions": {
             "device": MANIFEST["device"],
             "precision": "fp32",
@@ -100,23 +92,38 @@ def measured(method: str, seed: int, tasks: int, ratio: float, growth: float = 0
             "beside": [method, "another"],
             "started": "2025-01-31T12:02:00+00:00",
         },
-        "throughput": 32 / found[-1]["model"]["median"],
         "peak_memory": {
             "kind": "rss",
             "training": {"peak": int(900e6 + 1e6 * source.uniform(0, 9)), "baseline": 400_000_000},
             "inference": {"peak": int(500e6 * last / 2 + 4e8), "baseline": 400_000_000},
             "inference_batch": 32,
         },
-        "flops": [round(1e8 * (ratio + growth * t)) for t in range(tasks)],
         "plain_flops": 100_000_000,
-        "parameters": {
-            "trainable": [10_000 + 10 * t for t in range(tasks)],
-            "stored": [20_000 * (t + 1) for t in range(tasks)],
-            "deployed": [10**6 + 20_000 * t for t in range(tasks)],
-            "stored_bytes": [80_000 * (t + 1) for t in range(tasks)],
-            "deployed_bytes": [4 * 10**6 + 80_000 * t for t in range(tasks)],
-        },
     }
+
+
+def _experience(t: int, train_seconds: float, ratio: float) -> dict[str, Any]:
+    """The cost of task t, counted from 0."""
+    return {
+        "train_seconds": train_seconds,
+        "prepare_seconds": 0.5,
+        "consolidate_seconds": 0.25,
+        "train_images": 300,
+        "eval_seconds": 1.0 + 0.5 * t,
+        "flops": round(1e8 * ratio),
+        "trainable": 10_000 + 10 * t,
+        "stored": 20_000 * (t + 1),
+        "deployed": 10**6 + 20_000 * t,
+        "stored_bytes": 80_000 * (t + 1),
+        "deployed_bytes": 4 * 10**6 + 80_000 * t,
+    }
+
+
+def with_costs(cost: dict[str, Any], **values: list[Any]) -> dict[str, Any]:
+    """The cost with other values of some fields of its experiences, an entry per experience."""
+    changes = [dict(zip(values, entry, strict=True)) for entry in zip(*values.values(), strict=True)]
+    pairs = zip(cost["experiences"], changes, strict=True)
+    return cost | {"experiences": [experience | change for experience, change in pairs]}
 
 
 def _config(method: str, benchmark: str, seed: int, tasks: int, changes: dict[str, Any]) -> dict[str, Any]:
@@ -169,15 +176,16 @@ def make() -> Make:
                 "class_order": order,
                 "correct": correct,
                 "counts": counts,
-                "accuracy_matrix": accuracy_matrix(correct, counts),
-                "metrics": compute_all(correct, counts),
                 "cost": {
-                    "train_seconds": [1.25 + seed] * tasks,
-                    "parameters": {
-                        "trainable": [10 + j for j in range(tasks)],
-                        "stored": [1000 * (j + 1) for j in range(tasks)],
-                        "deployed": [10**6] * tasks,
-                    },
+                    "experiences": [
+                        {
+                            "train_seconds": 1.25 + seed,
+                            "trainable": 10 + j,
+                            "stored": 1000 * (j + 1),
+                            "deployed": 10**6,
+                        }
+                        for j in range(tasks)
+                    ]
                 },
                 "manifest": MANIFEST | (manifest or {}),
             }
@@ -192,7 +200,7 @@ def unfinished(make: Make) -> Make:
     """A factory of records of cells that did not finish."""
 
     def record(method: str, seed: int, status: str, reason: str, **fields: Any) -> Record:
-        results = ("class_order", "correct", "counts", "accuracy_matrix", "metrics", "diagnostics", "cost")
+        results = ("class_order", "correct", "counts", "predictions", "diagnostics", "cost")
         whole = make(method, seed, **fields).model_dump(by_alias=True)
         return Record.model_validate(whole | dict.fromkeys(results) | {"status": status, "reason": reason})
 

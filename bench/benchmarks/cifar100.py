@@ -14,13 +14,12 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks import register
+from bench.benchmarks import STRICT, register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.download import Archive, find_folder, md5_of, obtain
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import split_by_rows, split_from_csv
 from methods.errors import UsageError
-from methods.hyper import STRICT
 
 ARCHIVE = Archive(
     what="CIFAR-100",

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks import register
+from bench.benchmarks import STRICT, register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.pixels import FilePixels
 from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv
 from methods.errors import MissingError, UsageError, abbreviate
-from methods.hyper import STRICT
 
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array

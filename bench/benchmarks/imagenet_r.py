@@ -13,12 +13,11 @@ from pathlib import Path
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.benchmarks import register
+from bench.benchmarks import STRICT, register
 from bench.benchmarks.base import Benchmark, Dataset, Scale, make_scales
 from bench.benchmarks.download import Archive, find_folder, obtain
 from bench.benchmarks.image_folder import FolderImages, existing, read_folder, resolve, split_pool
 from methods.errors import UsageError
-from methods.hyper import STRICT
 
 ARCHIVE = Archive(
     what="ImageNet-R",

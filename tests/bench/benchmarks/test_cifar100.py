@@ -24,13 +24,13 @@ class Shell:
 
 
 def test_official_files_are_read(cifar_root: Path) -> None:
-    source = Cifar100(Cifar100Options()).open([cifar_root])
-    assert (len(source.classes), len(source.train), len(source.test)) == (100, 600, 300)
-    assert source.classes[7] == "class 07"
-    assert (source.train.ids[7], source.test.ids[299]) == ("train/00007", "test/00299")
+    dataset = Cifar100(Cifar100Options()).open([cifar_root])
+    assert (len(dataset.classes), len(dataset.train), len(dataset.test)) == (100, 600, 300)
+    assert dataset.classes[7] == "class 07"
+    assert (dataset.train.ids[7], dataset.test.ids[299]) == ("train/00007", "test/00299")
     stored = read_pickle(cifar_root / "cifar-100-python" / "test")["data"][4]
-    assert np.array_equal(source.test.decode(32)[4].transpose(2, 0, 1).ravel(), stored)
-    assert source.test.labels[4] == 1
+    assert np.array_equal(dataset.test.decode(32)[4].transpose(2, 0, 1).ravel(), stored)
+    assert dataset.test.labels[4] == 1
 
 
 def test_a_tampered_file_is_named_and_not_opened(cifar_root: Path, tmp_path: Path) -> None:
@@ -78,11 +78,11 @@ def test_an_external_list_moves_images(cifar_root: Path, tmp_path: Path) -> None
 @pytest.mark.skipif(DATA_VARIABLE not in os.environ, reason=f"{DATA_VARIABLE} is not set")
 def test_the_real_files() -> None:
     roots = [Path(os.environ[DATA_VARIABLE])]
-    found = Cifar100(Cifar100Options()).locate(roots)
-    if found is None:
+    folder = Cifar100(Cifar100Options()).locate(roots)
+    if folder is None:
         pytest.skip(f"no CIFAR-100 in {roots[0]}")
-    assert set(cifar100.MD5) <= {path.name for path in found.iterdir()}
-    source = Cifar100(Cifar100Options()).open(roots)
-    assert (source.classes[0], source.classes[99]) == ("apple", "worm")
-    assert np.bincount(source.train.labels).tolist() == [500] * 100
-    assert np.bincount(source.test.labels).tolist() == [100] * 100
+    assert set(cifar100.MD5) <= {path.name for path in folder.iterdir()}
+    dataset = Cifar100(Cifar100Options()).open(roots)
+    assert (dataset.classes[0], dataset.classes[99]) == ("apple", "worm")
+    assert np.bincount(dataset.train.labels).tolist() == [500] * 100
+    assert np.bincount(dataset.test.labels).tolist() == [100] * 100

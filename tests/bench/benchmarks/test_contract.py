@@ -37,8 +37,8 @@ def opened(
 
 def split_of(opened: Opened, **changed: Any) -> Split:
     benchmark, roots = opened
-    asked = {"tasks": benchmark.default_tasks, "seed": 1, "eval_on": "test"} | changed
-    return make_split(benchmark.open(roots), scale=benchmark.scales["smoke"], **asked)
+    arguments = {"tasks": benchmark.default_tasks, "seed": 1, "eval_on": "test"} | changed
+    return make_split(benchmark.open(roots), scale=benchmark.scales["smoke"], **arguments)
 
 
 def loaded(opened: Opened, split: Split, image_size: int = 16) -> Arrays:
@@ -48,9 +48,9 @@ def loaded(opened: Opened, split: Split, image_size: int = 16) -> Arrays:
 
 def test_its_data_are_located(opened: Opened) -> None:
     benchmark, roots = opened
-    found = benchmark.locate(roots)
-    assert found is not None
-    assert found.exists()
+    path = benchmark.locate(roots)
+    assert path is not None
+    assert path.exists()
 
 
 def test_its_attributes_are_legal(opened: Opened) -> None:
@@ -69,44 +69,49 @@ def test_it_opens_to_the_same_content_twice(opened: Opened) -> None:
     assert split_of(opened).sha256 == split_of(opened).sha256
 
 
-def test_its_sides_are_disjoint_and_labelled(opened: Opened) -> None:
+def test_its_training_and_test_images_are_disjoint_and_labelled(opened: Opened) -> None:
     benchmark, roots = opened
-    source = benchmark.open(roots)
-    assert not set(source.train.ids) & set(source.test.ids)
-    for side in (source.train, source.test):
-        assert side.labels.dtype == np.int64
-        assert set(side.labels.tolist()) == set(range(len(source.classes)))
+    dataset = benchmark.open(roots)
+    assert not set(dataset.train.ids) & set(dataset.test.ids)
+    for images in (dataset.train, dataset.test):
+        assert images.labels.dtype == np.int64
+        assert set(images.labels.tolist()) == set(range(len(dataset.classes)))
 
 
 def test_smoke_is_small_and_balanced(opened: Opened) -> None:
     benchmark, roots = opened
-    source, split = benchmark.open(roots), split_of(opened)
+    dataset, split = benchmark.open(roots), split_of(opened)
     smoke = benchmark.scales["smoke"]
-    assert np.bincount(source.train.labels[split.train_rows]).max() == smoke.train_per_class
-    assert np.bincount(source.test.labels[split.test_rows]).max() <= (smoke.test_per_class or 0)
+    assert np.bincount(dataset.train.labels[split.train_rows]).max() == smoke.train_per_class
+    assert np.bincount(dataset.test.labels[split.test_rows]).max() <= (smoke.test_per_class or 0)
 
 
-def test_arrays_agree_with_the_source(opened: Opened) -> None:
+def test_arrays_agree_with_the_data_set(opened: Opened) -> None:
     benchmark, roots = opened
-    source, split = benchmark.open(roots), split_of(opened)
+    dataset, split = benchmark.open(roots), split_of(opened)
     arrays = loaded(opened, split)
     assert len(arrays.train_x) == len(arrays.train_y) == len(split.train_rows)
     assert len(arrays.test_x) == len(arrays.test_y) == len(split.test_rows)
     assert (arrays.train_x.dtype, arrays.train_y.dtype) == (np.uint8, np.int64)
     assert arrays.train_x.shape[1:] == arrays.test_x.shape[1:]
     order = np.array(split.class_order)
-    assert np.array_equal(order[arrays.train_y], source.train.labels[split.train_rows])
-    assert np.array_equal(order[arrays.test_y], source.test.labels[split.test_rows])
+    assert np.array_equal(order[arrays.train_y], dataset.train.labels[split.train_rows])
+    assert np.array_equal(order[arrays.test_y], dataset.test.labels[split.test_rows])
     size = arrays.train_x.shape[1]
-    one = source.train.take(split.train_rows[[3]]).decode(size)[0]
+    one = dataset.train.take(split.train_rows[[3]]).decode(size)[0]
     assert np.array_equal(arrays.train_x[3], one)
 
 
 def test_tasks_are_contiguous_labels(opened: Opened) -> None:
-    split = split_of(opened, tasks=3)
-    tasks = loaded(opened, split).task_of_class
-    assert np.bincount(tasks).tolist() == list(split.task_sizes)
-    assert np.all(np.diff(tasks) >= 0)
+    """The labels of a task are a range, and stand for the classes at these positions of the class order."""
+    (benchmark, roots), split = opened, split_of(opened, tasks=3)
+    labels = loaded(opened, split).train_y
+    classes = benchmark.open(roots).train.labels[split.train_rows]
+    ends = np.cumsum(split.task_sizes).tolist()
+    assert set(labels.tolist()) == set(range(ends[-1]))
+    for start, end in zip([0, *ends], ends, strict=False):
+        in_task = (labels >= start) & (labels < end)
+        assert set(classes[in_task].tolist()) == set(split.class_order[start:end])
 
 
 def test_images_are_stored_for_the_crop_and_never_enlarged(opened: Opened) -> None:
@@ -114,16 +119,16 @@ def test_images_are_stored_for_the_crop_and_never_enlarged(opened: Opened) -> No
     split = split_of(opened)
     native = benchmark.open(roots).train.pixels.native_size
     for image_size in (4, 16, 56):
-        wanted = round(image_size / benchmark.eval_crop)
-        side = loaded(opened, split, image_size).train_x.shape[1]
-        assert side == (wanted if native is None else min(native, wanted))
+        target = round(image_size / benchmark.eval_crop)
+        size = loaded(opened, split, image_size).train_x.shape[1]
+        assert size == (target if native is None else min(native, target))
 
 
 def test_validation_decodes_no_test_image(opened: Opened) -> None:
     benchmark, roots = opened
-    source = benchmark.open(roots)
+    dataset = benchmark.open(roots)
     closed = dataclasses.replace(
-        source, test=dataclasses.replace(source.test, pixels=ClosedPixels(len(source.test)))
+        dataset, test=dataclasses.replace(dataset.test, pixels=ClosedPixels(len(dataset.test)))
     )
     split = make_split(closed, tasks=2, seed=0, scale=benchmark.scales["smoke"], eval_on="validation")
     arrays = load_arrays(closed, split, 8, benchmark.eval_crop)
@@ -133,9 +138,9 @@ def test_validation_decodes_no_test_image(opened: Opened) -> None:
 
 def test_digits_are_scaled_exactly() -> None:
     cls = BENCHMARKS["digits"].load()
-    source = cls(cls.Options()).open([])
-    images = source.train.decode(8)
-    assert len(source.train) + len(source.test) == 1797
+    dataset = cls(cls.Options()).open([])
+    images = dataset.train.decode(8)
+    assert len(dataset.train) + len(dataset.test) == 1797
     assert (images.min(), images.max()) == (0, 255)
     assert len(np.unique(images)) == 17
     assert np.array_equal(images[..., 0], images[..., 2])

@@ -19,18 +19,18 @@ def opened(folder: Path, split: Path | None = None) -> Dataset:
 
 
 def test_a_plain_folder_is_held_out_from(tmp_path: Path, class_folders: Folder) -> None:
-    source = opened(class_folders(tmp_path / "pets", {"cat": 10, "ant": 5, "bee": 2}))
-    assert source.classes == ("ant", "bee", "cat")
-    assert np.bincount(source.test.labels).tolist() == [1, 1, 2]
-    assert np.bincount(source.train.labels).tolist() == [4, 1, 8]
-    assert not set(source.train.ids) & set(source.test.ids)
-    assert all(name.startswith(source.classes[label]) for name, label in pairs(source))
+    dataset = opened(class_folders(tmp_path / "pets", {"cat": 10, "ant": 5, "bee": 2}))
+    assert dataset.classes == ("ant", "bee", "cat")
+    assert np.bincount(dataset.test.labels).tolist() == [1, 1, 2]
+    assert np.bincount(dataset.train.labels).tolist() == [4, 1, 8]
+    assert not set(dataset.train.ids) & set(dataset.test.ids)
+    assert all(name.startswith(dataset.classes[label]) for name, label in pairs(dataset))
 
 
-def pairs(source: Dataset) -> list[tuple[str, int]]:
+def pairs(dataset: Dataset) -> list[tuple[str, int]]:
     return [
-        *zip(source.train.ids, source.train.labels, strict=True),
-        *zip(source.test.ids, source.test.labels, strict=True),
+        *zip(dataset.train.ids, dataset.train.labels, strict=True),
+        *zip(dataset.test.ids, dataset.test.labels, strict=True),
     ]
 
 
@@ -39,10 +39,10 @@ def test_a_folder_that_is_cut_is_taken_as_it_is(name: str, tmp_path: Path, class
     folder = tmp_path / "pets"
     class_folders(folder / "train", {"ant": 3, "bee": 4})
     class_folders(folder / name, {"ant": 2, "bee": 1})
-    source = opened(folder)
-    assert source.train.ids[0] == "train/ant/0.png"
-    assert source.test.ids == (f"{name}/ant/0.png", f"{name}/ant/1.png", f"{name}/bee/0.png")
-    assert source.test.labels.tolist() == [0, 0, 1]
+    dataset = opened(folder)
+    assert dataset.train.ids[0] == "train/ant/0.png"
+    assert dataset.test.ids == (f"{name}/ant/0.png", f"{name}/ant/1.png", f"{name}/bee/0.png")
+    assert dataset.test.labels.tolist() == [0, 0, 1]
 
 
 def test_images_below_a_class_folder_count_and_other_files_do_not(
@@ -54,15 +54,17 @@ def test_images_below_a_class_folder_count_and_other_files_do_not(
     (folder / "ant" / "._0.png").write_text("left by macOS")
     picture(folder / "ant" / ".checkpoints" / "0.png")
     picture(folder / ".thumbnails" / "0.png")
-    source = opened(folder)
-    assert sorted(name for name, label in pairs(source) if label == 0) == [
+    dataset = opened(folder)
+    assert sorted(name for name, label in pairs(dataset) if label == 0) == [
         "ant/0.png",
         "ant/1.png",
         "ant/images/deep.PNG",
     ]
 
 
-def test_sides_with_other_classes_are_refused(tmp_path: Path, class_folders: Folder) -> None:
+def test_training_and_test_folders_with_other_classes_are_refused(
+    tmp_path: Path, class_folders: Folder
+) -> None:
     class_folders(tmp_path / "pets" / "train", {"ant": 2, "bee": 2, "cat": 1})
     class_folders(tmp_path / "pets" / "val", {"ant": 2, "bee": 2, "dog": 1})
     with pytest.raises(UsageError, match="only in train: cat; only in val: dog"):
@@ -93,8 +95,8 @@ def test_an_external_list_cuts_a_folder_that_is_cut_already(tmp_path: Path, clas
     class_folders(folder / "train", {"ant": 1, "bee": 1})
     class_folders(folder / "test", {"ant": 1, "bee": 1})
     split = tmp_path / "split.csv"
-    sides = {"train": "test", "test": "train"}
-    rows = [f"{side},{other}/{name}/0.png" for side, other in sides.items() for name in ("ant", "bee")]
+    swapped = {"train": "test", "test": "train"}
+    rows = [f"{new},{old}/{name}/0.png" for new, old in swapped.items() for name in ("ant", "bee")]
     split.write_text("\n".join(["split,id", *rows]))
     assert opened(folder, split).train.ids == ("test/ant/0.png", "test/bee/0.png")
 
@@ -120,10 +122,10 @@ def test_path_is_absolute_or_below_here_or_below_a_root(
 
 
 def test_a_path_that_is_nowhere_names_the_places(tmp_path: Path) -> None:
-    asked = ImageFolder(ImageFolderOptions(path=Path("nowhere")))
-    assert asked.locate([tmp_path]) is None
+    benchmark = ImageFolder(ImageFolderOptions(path=Path("nowhere")))
+    assert benchmark.locate([tmp_path]) is None
     with pytest.raises(MissingError, match=f"no folder 'nowhere', looked for in .*{tmp_path}"):
-        asked.open([tmp_path])
+        benchmark.open([tmp_path])
 
 
 def test_the_path_must_be_given(tmp_path: Path) -> None:
@@ -136,12 +138,12 @@ def test_another_imagenet_r_is_opened_only_on_request(tmp_path: Path, class_fold
     assert ImageNetR(ImageNetROptions()).locate([tmp_path]) == folder
     with pytest.raises(UsageError, match=r"has 2 classes and 15 images, ImageNet-R has 200 and 30,000"):
         ImageNetR(ImageNetROptions()).open([tmp_path])
-    source = ImageNetR(ImageNetROptions(allow_subset=True)).open([tmp_path])
-    assert (len(source.train), len(source.test)) == (12, 3)
+    dataset = ImageNetR(ImageNetROptions(allow_subset=True)).open([tmp_path])
+    assert (len(dataset.train), len(dataset.test)) == (12, 3)
 
 
 def test_imagenet_r_elsewhere(tmp_path: Path, class_folders: Folder) -> None:
     folder = class_folders(tmp_path / "elsewhere", {"n01": 5, "n02": 5})
-    asked = ImageNetR(ImageNetROptions(path=folder, allow_subset=True))
-    assert asked.locate([]) == folder
-    assert len(asked.open([tmp_path]).classes) == 2
+    benchmark = ImageNetR(ImageNetROptions(path=folder, allow_subset=True))
+    assert benchmark.locate([]) == folder
+    assert len(benchmark.open([tmp_path]).classes) == 2

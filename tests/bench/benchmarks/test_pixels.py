@@ -149,7 +149,7 @@ def test_a_damaged_cache_is_rebuilt(damage: str, files: FilePixels, monkeypatch:
 
 def test_unwritable_cache_warns_and_works(files: FilePixels) -> None:
     files.cache.write_text("a file where the folder would be")
-    with pytest.warns(UserWarning, match="cannot be kept in"):
+    with pytest.warns(UserWarning, match="cannot be stored in"):
         images = files.decode(8)
     assert np.array_equal(images, [square(path, 8) for path in files.paths])
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.benchmarks.base import Scale, ImageSet, Dataset
+from bench.benchmarks.base import Dataset, ImageSet, Scale
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import (
     class_order,
-    split_by_rows,
     hold_out,
-    split_from_csv,
     make_split,
+    split_by_rows,
+    split_from_csv,
     stratified,
     task_sizes,
 )
@@ -32,14 +32,16 @@ def labelled(counts: list[int]) -> tuple[np.ndarray, list[str]]:
     return labels, [f"class{label}/{row}" for row, label in enumerate(labels)]
 
 
-def side_of(counts: list[int], prefix: str = "") -> ImageSet:
+def image_set_of(counts: list[int], prefix: str = "") -> ImageSet:
     labels, ids = labelled(counts)
     names = tuple(prefix + name for name in ids)
     return ImageSet(names, labels, ArrayPixels(np.zeros((len(ids), 2, 2, 3), np.uint8)))
 
 
-def source_of(train: list[int], test: list[int]) -> Dataset:
-    return Dataset(tuple(f"class{c}" for c in range(len(train))), side_of(train), side_of(test, "test-"))
+def dataset_of(train: list[int], test: list[int]) -> Dataset:
+    return Dataset(
+        tuple(f"class{c}" for c in range(len(train))), image_set_of(train), image_set_of(test, "test-")
+    )
 
 
 some_counts = st.lists(st.integers(2, 30), min_size=1, max_size=8)
@@ -140,47 +142,47 @@ def test_a_class_of_one_image_cannot_be_held_out_from() -> None:
         hold_out(*labelled([3, 1]), 0.2)
 
 
-def test_test_split_takes_both_sides_whole() -> None:
-    split = make_split(source_of([4, 6], [3, 3]), tasks=2, seed=0, scale=ALL, eval_on="test")
+def test_test_split_takes_all_training_and_test_images() -> None:
+    split = make_split(dataset_of([4, 6], [3, 3]), tasks=2, seed=0, scale=ALL, eval_on="test")
     assert split.train_rows.tolist() == list(range(10))
     assert split.test_rows.tolist() == list(range(6))
-    assert (split.test_side, split.task_sizes) == ("test", (1, 1))
+    assert (split.test_source, split.task_sizes) == ("test", (1, 1))
 
 
-def test_validation_is_a_part_of_training_and_leaves_the_test_side_closed() -> None:
-    source = source_of([10, 20], [5, 5])
-    closed = dataclasses.replace(source, test=dataclasses.replace(source.test, pixels=ClosedPixels(10)))
+def test_validation_is_a_part_of_training_and_leaves_the_test_set_closed() -> None:
+    dataset = dataset_of([10, 20], [5, 5])
+    closed = dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, pixels=ClosedPixels(10)))
     split = make_split(closed, tasks=2, seed=0, scale=ALL, eval_on="validation")
     assert sorted([*split.train_rows, *split.test_rows]) == list(range(30))
-    assert np.bincount(source.train.labels[split.test_rows]).tolist() == [2, 4]
-    assert split.test_side == "validation"
+    assert np.bincount(dataset.train.labels[split.test_rows]).tolist() == [2, 4]
+    assert split.test_source == "validation"
 
 
 def test_caps_apply_after_validation_was_held_out() -> None:
-    source = source_of([10, 20], [5, 5])
+    dataset = dataset_of([10, 20], [5, 5])
     small = Scale(train_per_class=3, test_per_class=1, epochs=1, batch_size=1)
-    whole = make_split(source, tasks=2, seed=0, scale=ALL, eval_on="validation")
-    capped = make_split(source, tasks=2, seed=0, scale=small, eval_on="validation")
-    assert np.bincount(source.train.labels[capped.train_rows]).tolist() == [3, 3]
-    assert np.bincount(source.train.labels[capped.test_rows]).tolist() == [1, 1]
+    whole = make_split(dataset, tasks=2, seed=0, scale=ALL, eval_on="validation")
+    capped = make_split(dataset, tasks=2, seed=0, scale=small, eval_on="validation")
+    assert np.bincount(dataset.train.labels[capped.train_rows]).tolist() == [3, 3]
+    assert np.bincount(dataset.train.labels[capped.test_rows]).tolist() == [1, 1]
     assert set(capped.train_rows) <= set(whole.train_rows)
     assert set(capped.test_rows) <= set(whole.test_rows)
 
 
 def test_split_hash_is_of_the_images_and_not_of_the_order() -> None:
-    source = source_of([10, 20], [5, 5])
+    dataset = dataset_of([10, 20], [5, 5])
 
     def sha(**changed: object) -> str:
-        asked = {"tasks": 2, "seed": 0, "scale": ALL, "eval_on": "test"} | changed
-        return make_split(source, **asked).sha256  # type: ignore[arg-type]
+        arguments = {"tasks": 2, "seed": 0, "scale": ALL, "eval_on": "test"} | changed
+        return make_split(dataset, **arguments).sha256  # type: ignore[arg-type]
 
     assert sha() == sha(seed=3) == sha(tasks=1)
     smaller = Scale(train_per_class=4, test_per_class=None, epochs=1, batch_size=1)
     assert len({sha(), sha(eval_on="validation"), sha(scale=smaller)}) == 3
 
 
-def test_split_hash_tells_the_sides_apart() -> None:
-    pool = side_of([3])
+def test_split_hash_distinguishes_training_from_test_images() -> None:
+    pool = image_set_of([3])
     early, late = (split_by_rows(("class0",), pool, (np.arange(cut), np.arange(cut, 3))) for cut in (1, 2))
     first, second = (make_split(s, tasks=1, seed=0, scale=ALL, eval_on="test") for s in (early, late))
     assert first.sha256 != second.sha256
@@ -234,6 +236,6 @@ def test_absent_external_list_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_class_without_test_images_is_named() -> None:
-    pool = side_of([2, 2])
+    pool = image_set_of([2, 2])
     with pytest.raises(UsageError, match="1 of 2 classes have no test image: class1"):
         split_by_rows(("class0", "class1"), pool, (np.array([0, 2, 3]), np.array([1])))

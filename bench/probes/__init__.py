@@ -1,4 +1,4 @@
-"""What a model costs: time, memory, operations, size, energy. A probe a file; each knows nothing of cells.
+"""Measurements of what a model costs: time, memory, operations, size, energy. One file per quantity.
 
-What each quantity means and how it is measured: docs/measurements.md.
+No probe depends on cells. The definition of each quantity is in docs/measurements.md.
 """

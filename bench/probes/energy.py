@@ -1,4 +1,4 @@
-"""What a GPU drew, where NVIDIA's management library (NVML) counts it."""
+"""Energy used by a GPU, where NVIDIA's management library (NVML) counts it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-#: Joules that the device has drawn since its driver was loaded.
+#: Returns the joules that the device has used since its driver was loaded.
 Counter = Callable[[], float]
 
 
 def counter_of(device: torch.device) -> Counter | None:
     """The energy counter of a device; None on a CPU, without NVML, and on GPUs that have no such counter.
 
-    It counts the whole GPU, whoever uses it.
+    It counts the energy of the whole GPU, that of other processes included.
     """
     if device.type != "cuda":
         return None
@@ -26,4 +26,4 @@ def counter_of(device: torch.device) -> Counter | None:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:
         return None
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000  # it counts millijoules
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000  # NVML counts millijoules

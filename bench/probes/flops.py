@@ -1,4 +1,4 @@
-"""How many floating-point operations a prediction takes."""
+"""Floating-point operations of a prediction."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def flops_of(model: Any, images: Tensor) -> int:
     """Floating-point operations of the matrix products and convolutions of `model(images)`.
 
-    A product of (n, k) and (k, m) counts 2 n k m: multiplications and additions both. Attention is computed
-    step by step meanwhile, because the counter does not look into every fused kernel.
+    A product of (n, k) and (k, m) counts 2 n k m: multiplications and additions. Attention runs without fused
+    kernels here, because the counter does not know all of them.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images)

@@ -1,8 +1,8 @@
-"""How long inference takes: warmed up, synchronised, models in turns, every sample kept.
+"""Latency of inference: warmed up, synchronised, all models timed in turns, every sample kept.
 
-A timing is that of one call, from normalised images on the device to logits on the device. All models of
-a comparison are timed in every round, so that a drifting clock or a busy neighbour hits all alike, and a
-ratio is formed within a round.
+A sample is the time of one call, from normalised images on the device to logits on the device. All models of
+a comparison are timed in every round, so that a changing clock frequency or another process affects all of
+them, and ratios are formed within a round.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-Work = Callable[[], object]
-#: Runs a work and returns its seconds.
-Clock = Callable[[Work], float]
+#: Calls a function and returns the seconds that it took.
+Clock = Callable[[Callable[[], object]], float]
 
-#: Two windows of calls in a row whose medians differ by no more than this share: warmed up.
+#: Warm-up ends once the medians of two consecutive windows of calls differ by at most this share.
 SETTLED = 0.05
-#: A window is this many calls, or fewer where a call takes long: as many as begin within its seconds.
+#: Calls in a window; fewer where calls are slow: no call starts after `WINDOW_SECONDS`.
 WINDOW_CALLS = 5
 WINDOW_SECONDS = 0.2
 MOST_WINDOWS = 20
@@ -30,7 +29,13 @@ FEWEST_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Warmup:
-    """How many calls a work was warmed up by, whether its times had settled, and their last median."""
+    """The untimed calls before the first round.
+
+    Attributes:
+        calls: their number.
+        stable: whether the times had settled.
+        seconds: median of the last window.
+    """
 
     calls: int
     stable: bool
@@ -39,9 +44,13 @@ class Warmup:
 
 @dataclass(frozen=True)
 class TimingBudget:
-    """How much is timed: `calls` a model a round, at most `rounds`, as many as fit into `seconds`.
+    """How much is timed.
 
-    At least `FEWEST_ROUNDS` are made, or `rounds` if that is less, however long they take.
+    Attributes:
+        rounds: at most so many rounds.
+        calls: timed calls of each model per round.
+        seconds: the rounds fit into this time, but at least `FEWEST_ROUNDS`, or `rounds` if that is less, are
+            made in any case.
     """
 
     rounds: int
@@ -58,71 +67,73 @@ class TimingSamples:
     warmup: Warmup
 
 
-def wall_clock(work: Work) -> float:
-    """Seconds by the clock, for work that is over when its call returns: on a CPU."""
+def wall_clock(function: Callable[[], object]) -> float:
+    """Seconds of wall-clock time, for a function whose work is done when it returns, as on a CPU."""
     start = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - start
 
 
-def cuda_clock(work: Work) -> float:
-    """Seconds by CUDA events around the work, on a device that is idle at the start."""
+def cuda_clock(function: Callable[[], object]) -> float:
+    """Seconds between CUDA events before and after the function, on a device that is idle at the start."""
     torch.cuda.synchronize()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
-    work()
+    function()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1000
 
 
 def clock_of(device: torch.device) -> Clock:
-    """The clock that waits for the device."""
+    """The clock for a device; it waits until the device has finished."""
     return cuda_clock if device.type == "cuda" else wall_clock
 
 
-def time_in_turns(works: Mapping[str, Work], clock: Clock, effort: TimingBudget) -> dict[str, TimingSamples]:
-    """Warm each work up, then time all of them in every round.
+def time_in_turns(
+    functions: Mapping[str, Callable[[], object]], clock: Clock, budget: TimingBudget
+) -> dict[str, TimingSamples]:
+    """Warm each function up, then time all of them in every round.
 
-    The order moves on by one each round, and every other round goes backwards. Before its timed calls a
-    work is called once untimed, because the caches are full of its predecessor.
+    The order is that of `round_order`. In each round a function is called once untimed before its timed
+    calls, because the caches still hold the data of the one before it.
     """
-    warmups = {name: warm_up(work, clock) for name, work in works.items()}
-    a_round = sum(warmup.seconds for warmup in warmups.values()) * (1 + effort.calls)
-    rounds = rounds_within(effort, a_round)
-    samples: dict[str, list[float]] = {name: [] for name in works}
+    warmups = {name: warm_up(function, clock) for name, function in functions.items()}
+    round_seconds = sum(warmup.seconds for warmup in warmups.values()) * (1 + budget.calls)
+    rounds = rounds_within(budget, round_seconds)
+    samples: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(rounds):
-        for name in round_order(list(works), i):
-            works[name]()
-            samples[name] += [clock(works[name]) for _ in range(effort.calls)]
-    return {name: TimingSamples(tuple(samples[name]), rounds, warmups[name]) for name in works}
+        for name in round_order(list(functions), i):
+            functions[name]()
+            samples[name] += [clock(functions[name]) for _ in range(budget.calls)]
+    return {name: TimingSamples(tuple(samples[name]), rounds, warmups[name]) for name in functions}
 
 
-def warm_up(work: Work, clock: Clock) -> Warmup:
-    """Call `work` until its times settle, `MOST_WINDOWS` windows at most."""
-    window = _window(work, clock)
+def warm_up(function: Callable[[], object], clock: Clock) -> Warmup:
+    """Call `function` until its times have settled, for at most `MOST_WINDOWS` windows."""
+    window = _window(function, clock)
     calls, median = len(window), statistics.median(window)
     for _ in range(MOST_WINDOWS - 1):
-        window, before = _window(work, clock), median
+        window, previous = _window(function, clock), median
         calls, median = calls + len(window), statistics.median(window)
-        if abs(median - before) <= SETTLED * before:
+        if abs(median - previous) <= SETTLED * previous:
             return Warmup(calls, True, median)
     return Warmup(calls, False, median)
 
 
-def _window(work: Work, clock: Clock) -> list[float]:
-    seconds = [clock(work)]
+def _window(function: Callable[[], object], clock: Clock) -> list[float]:
+    seconds = [clock(function)]
     while len(seconds) < WINDOW_CALLS and sum(seconds) < WINDOW_SECONDS:
-        seconds.append(clock(work))
+        seconds.append(clock(function))
     return seconds
 
 
-def rounds_within(effort: TimingBudget, a_round: float) -> int:
-    """How many rounds of `a_round` seconds are made."""
-    return min(effort.rounds, max(FEWEST_ROUNDS, int(effort.seconds / a_round)))
+def rounds_within(budget: TimingBudget, round_seconds: float) -> int:
+    """The number of rounds that the budget allows, at `round_seconds` each."""
+    return min(budget.rounds, max(FEWEST_ROUNDS, int(budget.seconds / round_seconds)))
 
 
 def round_order(names: Sequence[str], i: int) -> list[str]:
-    """The order of round i: from name i on, around; backwards if i is odd."""
+    """The order of round i: it starts with name i and wraps around; odd rounds run backwards."""
     step = -1 if i % 2 else 1
     return [names[(i + k * step) % len(names)] for k in range(len(names))]

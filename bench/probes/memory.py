@@ -1,7 +1,7 @@
-"""The highest point of memory in use: on a GPU what torch's allocator gave out, else the resident set.
+"""Peak memory: on a GPU the memory allocated by torch, elsewhere the resident set of the process.
 
-The two are different quantities and never stand under one name. Both count everything in the process, so
-a measurement means something only in a process that has done nothing else.
+These are different quantities and are never reported under one name. Both include everything in the process,
+so a measurement needs a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 class Meter(Protocol):
-    """Reads the memory of this process. `kind` is the name of the quantity."""
+    """Reads the memory use of this process; `kind` names the quantity."""
 
     kind: Literal["cuda", "rss"]
 
@@ -30,14 +30,14 @@ class Meter(Protocol):
         """Bytes in use."""
 
     def restart(self) -> None:
-        """Forget the highest point so far."""
+        """Start a new peak at the memory that is in use now."""
 
     def highest(self, baseline: int) -> Peak:
-        """The highest point since the last restart, beside what was in use before."""
+        """The peak since the last restart, with the `baseline` that it is compared with."""
 
 
 class CudaMeter:
-    """Memory that torch's caching allocator gave out; what CUDA itself takes is not in it."""
+    """Memory allocated by torch's caching allocator, without what CUDA itself uses."""
 
     kind: Literal["cuda", "rss"] = "cuda"
 
@@ -60,43 +60,72 @@ class CudaMeter:
 
 
 class ResidentMeter:
-    """The resident set as Linux counts it: all pages in memory, those of files mapped into it too."""
+    """The resident set as Linux counts it: all pages in memory, those of mapped files included.
+
+    Args:
+        status: the kernel's file with the memory use of this process.
+        clear: the kernel's file that resets the peak.
+    """
 
     kind: Literal["cuda", "rss"] = "rss"
 
+    def __init__(self, status: Path = STATUS, clear: Path = CLEAR) -> None:
+        self.status, self.clear = status, clear
+
     def now(self) -> int:
-        return _status("VmRSS")
+        return self._read("VmRSS")
 
     def restart(self) -> None:
-        CLEAR.write_text("5")  # proc(5): resets the high-water mark to what is resident now
+        self.clear.write_text("5")  # proc(5): resets the high-water mark to what is resident now
 
     def highest(self, baseline: int) -> Peak:
-        return Peak(peak=_status("VmHWM"), baseline=baseline)
+        return Peak(peak=self._read("VmHWM"), baseline=baseline)
+
+    def can_restart(self) -> bool:
+        """Whether the system lets this process reset the peak."""
+        try:
+            self.restart()
+        except OSError:
+            return False
+        return True
+
+    def _read(self, field: str) -> int:
+        """The bytes in a line such as "VmHWM:   13624 kB"."""
+        lines = (line.split() for line in self.status.read_text().splitlines())
+        return next(1024 * int(line[1]) for line in lines if line[0] == f"{field}:")
 
 
-def meter_of(device: torch.device) -> Meter | None:
-    """The meter of a device; None where the system cannot tell one phase's highest point from another's."""
+def meter_of(device: torch.device, resident: ResidentMeter | None = None) -> Meter | None:
+    """The meter of a device; None where the system cannot reset the peak between two phases.
+
+    Args:
+        resident: the meter of a CPU; by default one that reads the files of this process.
+    """
     if device.type == "cuda":
         return CudaMeter()
-    return ResidentMeter() if _can_restart() else None
+    resident = resident or ResidentMeter()
+    return resident if resident.can_restart() else None
 
 
 class PeakMemoryTracker:
-    """The highest point over several stretches of work in this process.
+    """The peak memory over several blocks of code in this process.
 
-    Made before the model is built: what is in use then is the baseline. `peak` is None until a stretch was
-    watched, and where there is no meter.
+    Create it before the model is built: the memory in use then is the baseline.
+
+    Attributes:
+        meter: None where peaks cannot be measured.
+        peak: None before the first block, and without a meter.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, resident: ResidentMeter | None = None) -> None:
         settle()
-        self.meter = meter_of(device)
+        self.meter = meter_of(device, resident)
         self.baseline = self.meter.now() if self.meter else 0
         self.peak: Peak | None = None
 
     @contextmanager
     def track(self) -> Iterator[None]:
-        """Take a stretch of work into account."""
+        """Include the block in the peak."""
         if self.meter is None:
             yield
             return
@@ -108,22 +137,8 @@ class PeakMemoryTracker:
 
 
 def settle() -> None:
-    """Use each kind of kernel once, so that libraries load what they need before a baseline is read."""
+    """Run each kind of kernel once, so that libraries are loaded before a baseline is read."""
     x = torch.ones(2, 3, 32, 32, requires_grad=True)
     tokens = F.conv2d(x, torch.ones(16, 3, 8, 8), stride=8).flatten(2).transpose(1, 2)
     heads = (tokens @ torch.ones(16, 16)).unsqueeze(1)
     F.gelu(F.scaled_dot_product_attention(heads, heads, heads)).sum().backward()  # type: ignore[no-untyped-call]
-
-
-def _can_restart() -> bool:
-    try:
-        CLEAR.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _status(field: str) -> int:
-    """Bytes of a line such as "VmHWM:   13624 kB"."""
-    lines = (line.split() for line in STATUS.read_text().splitlines())
-    return next(1024 * int(line[1]) for line in lines if line[0] == f"{field}:")

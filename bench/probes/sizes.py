@@ -1,4 +1,4 @@
-"""How large a state is."""
+"""The size of tensors: elements and bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Size:
-    """`elements` are the floating-point numbers, parameters and buffers; `bytes` are those of all tensors,
-    of whatever type.
+    """The size of a set of tensors.
+
+    Attributes:
+        elements: number of floating-point elements, in parameters and buffers.
+        bytes: bytes of all tensors, of any type.
     """
 
     elements: int
@@ -20,8 +23,8 @@ class Size:
 
 def size_of(tensors: Iterable[Tensor]) -> Size:
     """The size of all tensors together."""
-    given = list(tensors)
+    counted = list(tensors)
     return Size(
-        elements=sum(tensor.numel() for tensor in given if tensor.is_floating_point()),
-        bytes=sum(tensor.numel() * tensor.element_size() for tensor in given),
+        elements=sum(tensor.numel() for tensor in counted if tensor.is_floating_point()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in counted),
     )

@@ -1,4 +1,4 @@
-"""What an experience's training takes: seconds, the method's own share of them, images, energy."""
+"""Training of an experience: the seconds that the method itself takes, and the number of images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from avalanche.training.plugins import SupervisedPlugin
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of the method's work before the first epoch (`prepare`) and after the last (`consolidate`),
-    and the images of all training steps.
+    """The parts of an experience's training.
+
+    Attributes:
+        prepare: seconds of the method's work before the first epoch.
+        consolidate: seconds of the method's work after the last epoch.
+        images: images in all training steps.
     """
 
     prepare: float
@@ -22,7 +26,10 @@ class Phases:
 
 
 class PhaseTimer(SupervisedPlugin):  # type: ignore[misc]
-    """Writes down when an experience begins and ends for the plugins at its place in the list."""
+    """Records when an experience begins and ends at its position in the list of plugins, and counts images.
+
+    With one timer directly before a method and one directly after it, the differences are the method's time.
+    """
 
     began = ended = 0.0
     images = 0
@@ -38,7 +45,7 @@ class PhaseTimer(SupervisedPlugin):  # type: ignore[misc]
 
 
 def phases_of(strategy: Any) -> Phases:
-    """Those of the experience that has just ended; the strategy's two witnesses stand around its method."""
+    """The phases of the last experience, from the strategy's two timers around its method."""
     before, after = (plugin for plugin in strategy.plugins if isinstance(plugin, PhaseTimer))
     return Phases(after.began - before.began, after.ended - before.ended, before.images)
 

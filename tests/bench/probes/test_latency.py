@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.probes import latency
-from bench.probes.latency import TimingBudget, rounds_within, time_in_turns, round_order, wall_clock, warm_up
+from bench.probes.latency import TimingBudget, round_order, rounds_within, time_in_turns, wall_clock, warm_up
 
 
 class Sleeper(torch.nn.Module):
@@ -27,48 +27,48 @@ class Sleeper(torch.nn.Module):
 def script(*seconds: float) -> Callable[[object], float]:
     """A clock that reads from a script; the last reading repeats."""
     left = list(seconds)
-    return lambda work: left.pop(0) if len(left) > 1 else left[0]
+    return lambda function: left.pop(0) if len(left) > 1 else left[0]
 
 
 def test_a_model_that_sleeps_takes_as_long_as_it_sleeps() -> None:
     x = torch.zeros(1)
-    works = {f"{s}": lambda s=s: Sleeper(s)(x) for s in (0.002, 0.02)}
-    found = time_in_turns(works, wall_clock, TimingBudget(rounds=3, calls=2, seconds=60))
-    for name, timed in found.items():
-        assert min(timed.samples) >= float(name)  # a sleep is never shorter; how much longer is the machine's
-    short, long = (min(timed.samples) for timed in found.values())
+    functions = {f"{s}": lambda s=s: Sleeper(s)(x) for s in (0.002, 0.02)}
+    timings = time_in_turns(functions, wall_clock, TimingBudget(rounds=3, calls=2, seconds=60))
+    for name, timing in timings.items():
+        assert min(timing.samples) >= float(name)  # a sleep is never shorter, but may be longer
+    short, long = (min(timing.samples) for timing in timings.values())
     assert long > 3 * short
 
 
 def test_every_model_is_called_once_untimed_before_its_timed_calls_of_a_round() -> None:
-    said: list[str] = []
-    works = {name: lambda name=name: said.append(name) for name in "ab"}
+    calls: list[str] = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
 
-    def clock(work: Callable[[], object]) -> float:
-        work()
-        said[-1] += "!"
+    def clock(function: Callable[[], object]) -> float:
+        function()
+        calls[-1] += "!"
         return 1.0
 
-    found = time_in_turns(works, clock, TimingBudget(rounds=2, calls=2, seconds=1e9))
-    in_rounds = said[sum(timed.warmup.calls for timed in found.values()) :]
+    timings = time_in_turns(functions, clock, TimingBudget(rounds=2, calls=2, seconds=1e9))
+    in_rounds = calls[sum(timing.warmup.calls for timing in timings.values()) :]
     assert in_rounds == ["a", "a!", "a!", "b", "b!", "b!", "b", "b!", "b!", "a", "a!", "a!"]
-    assert [len(timed.samples) for timed in found.values()] == [4, 4]
-    assert {timed.rounds for timed in found.values()} == {2}
+    assert [len(timing.samples) for timing in timings.values()] == [4, 4]
+    assert {timing.rounds for timing in timings.values()} == {2}
 
 
 def test_warm_up_goes_on_until_two_windows_agree() -> None:
     settling = script(*[0.1 / 2**i for i in range(4) for _ in range(2)], 0.0125)
-    found = warm_up(lambda: None, settling)
-    assert found.stable
-    assert found.seconds == 0.0125
-    assert found.calls > 8
+    warmup = warm_up(lambda: None, settling)
+    assert warmup.stable
+    assert warmup.seconds == 0.0125
+    assert warmup.calls > 8
 
 
-def test_times_that_never_settle_are_told() -> None:
+def test_times_that_never_settle_are_reported() -> None:
     readings = iter(range(1, 10_000))
-    found = warm_up(lambda: None, lambda work: 2.0 ** next(readings) * 1e-40)
-    assert not found.stable
-    assert found.calls == latency.MOST_WINDOWS * latency.WINDOW_CALLS
+    warmup = warm_up(lambda: None, lambda function: 2.0 ** next(readings) * 1e-40)
+    assert not warmup.stable
+    assert warmup.calls == latency.MOST_WINDOWS * latency.WINDOW_CALLS
 
 
 def test_a_slow_model_is_warmed_up_by_few_calls() -> None:
@@ -76,11 +76,11 @@ def test_a_slow_model_is_warmed_up_by_few_calls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a_round", "rounds"),
+    ("round_seconds", "rounds"),
     [(0.1, 20), (3.0, 10), (29.0, latency.FEWEST_ROUNDS), (900.0, latency.FEWEST_ROUNDS)],
 )
-def test_rounds_are_those_that_fit_and_a_few_at_least(a_round: float, rounds: int) -> None:
-    assert rounds_within(TimingBudget(rounds=20, calls=1, seconds=30.0), a_round) == rounds
+def test_rounds_are_those_that_fit_and_a_few_at_least(round_seconds: float, rounds: int) -> None:
+    assert rounds_within(TimingBudget(rounds=20, calls=1, seconds=30.0), round_seconds) == rounds
 
 
 def test_fewer_rounds_than_the_least_can_be_asked_for() -> None:

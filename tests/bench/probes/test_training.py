@@ -22,7 +22,7 @@ class Slow(Finetune):
         time.sleep(0.5)
 
 
-def learnt(method: Any, experiences: int) -> Any:
+def phases_after(method: Any, experiences: int) -> Any:
     method.name = "probe"
     strategy = learner(deep_vit(), method, [PhaseTimer()], epochs=2)
     strategy.plugins.insert(0, PhaseTimer())
@@ -31,16 +31,16 @@ def learnt(method: Any, experiences: int) -> Any:
     return phases_of(strategy)
 
 
-def test_the_methods_own_work_is_told_apart_by_phase() -> None:
-    found = learnt(Slow(), experiences=2)
-    assert 0.05 <= found.prepare < 0.5 <= found.consolidate
+def test_the_methods_own_work_is_timed_by_phase() -> None:
+    phases = phases_after(Slow(), experiences=2)
+    assert 0.05 <= phases.prepare < 0.5 <= phases.consolidate
 
 
 def test_images_are_those_of_all_steps_of_the_last_experience() -> None:
-    assert learnt(Slow(), experiences=2).images == 2 * 48  # two epochs of 24 images of each of two classes
+    assert phases_after(Slow(), experiences=2).images == 2 * 48  # two epochs of 24 images of two classes
 
 
 def test_a_method_that_makes_no_step_trains_on_no_image() -> None:
-    found = learnt(Ncm(), experiences=1)
-    assert found.images == 0
-    assert found.prepare > found.consolidate
+    phases = phases_after(Ncm(), experiences=1)
+    assert phases.images == 0
+    assert phases.prepare > phases.consolidate

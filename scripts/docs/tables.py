@@ -143,9 +143,7 @@ def accuracies(methods: Sequence[str]) -> Callable[[Reference], str]:
     return render
 
 
-def forms(
-    title: str, header: Sequence[str], compute: Callable[[Record], list[float]]
-) -> Callable[[Reference], str]:
+def forms(header: Sequence[str], compute: Callable[[Record], list[float]]) -> Callable[[Reference], str]:
     """Several formulas on the same matrices of `digits`, means over seeds."""
 
     def render(reference: Reference) -> str:
@@ -154,7 +152,7 @@ def forms(
             done = reference.row("digits", method).done
             means = [statistics.mean(column) for column in zip(*map(compute, done), strict=True)]
             lines.append([f"`{method}`", str(len(done)), *(number(mean, 2) for mean in means)])
-        return markdown((title, "n", *header), lines)
+        return markdown(("method", "n", *header), lines)
 
     return render
 
@@ -260,7 +258,7 @@ def identity_range(reference: Reference) -> str:
         if record.diagnostics
         and isinstance(share := record.diagnostics["task_identity_accuracy"].values[-1], float)
     ]
-    return f"{number(min(shares), 0)} to {number(max(shares), 0)} %"
+    return f"{number(min(shares), 1)} to {number(max(shares), 1)} %"
 
 
 def _by_seed(row: Row) -> dict[int, float]:
@@ -298,10 +296,10 @@ TABLES: Mapping[str, Callable[[Reference], str]] = {
     "duallora-results": accuracies(LORA_METHODS),
     "prompts-results": accuracies(PROMPT_METHODS),
     "forgetting-forms": forms(
-        "", ("max before the last", "BWT, sign reversed", "per step", "max", "short"), footguns.formulas
+        ("max before the last", "BWT, sign reversed", "per step", "max", "short"), footguns.formulas
     ),
     "accuracy-forms": forms(
-        "", ("task mean", "by sample", "incremental", "mean gap of the first two"), footguns.forms
+        ("task mean", "by sample", "incremental", "mean gap of the first two"), footguns.forms
     ),
     "growth": growth,
 }

@@ -92,8 +92,6 @@ def test_set_reaches_its_owner_and_a_variant_wins_over_it():
         ({**GRID, "methods": []}, [], "methods: .*at least 1"),
         (GRID, [("nmc.metric", 1)], "unknown owner.*'nmc'; did you mean 'ncm'"),
         (GRID, [("rank", 1)], "legal: owner.option=value"),
-        ({**GRID, "executor": "slurm"}, [], "executor: .*'processes' or 'ray', got 'slurm'"),
-        ({**GRID, "workers": 2}, [], "serial runs one cell at a time; legal: 1, or --executor processes"),
         ({**GRID, "workers": "0", "executor": "processes"}, [], "workers: .*greater than or equal to 1"),
         ({**GRID, "threads": 0}, [], "threads: .*greater than or equal to 1"),
         (
@@ -102,7 +100,6 @@ def test_set_reaches_its_owner_and_a_variant_wins_over_it():
             "cell_timeout: legal: seconds, or a number with its unit, .*got 'soon'",
         ),
         ({**GRID, "cell_timeout": "0h"}, [], "cell_timeout: .*greater than 0"),
-        ({**GRID, "ray_address": "auto"}, [], "ray_address is given, and the executor is serial"),
     ],
 )
 def test_bad_settings_are_answered_in_a_sentence(values, sets, words):

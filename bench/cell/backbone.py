@@ -1,7 +1,7 @@
-"""Backbones: which weights exactly, how their input is normalised, and the packaged micro ViT.
+"""Backbones: their weights, the normalisation of their input, and the packaged micro ViT.
 
-A backbone is named by its full timm tag. The bare architecture name is refused, because the weights
-behind it changed between timm versions.
+A backbone is named by its full timm tag. The name of an architecture alone is refused, because timm has
+changed the weights behind such names between versions.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ HUB_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Backbone:
-    """A resolved backbone.
+    """A backbone whose weights were located.
 
-    `weights` is None for random weights; `sha256` is that of the weights file, or "random".
-    `mean` and `std` are the input normalisation the weights were trained with, per channel.
+    Attributes:
+        weights: their file; None for random weights.
+        sha256: hash of that file, or "random".
+        mean, std: the input normalisation that the weights were trained with, per channel.
     """
 
     tag: str
@@ -60,12 +62,12 @@ def resolve(tag: str, weights: str | None, roots: Sequence[Path]) -> Backbone:
 
     Args:
         tag: a full timm tag, or `MICRO_NAME`.
-        weights: a file, "random", or None to look for them.
-        roots: data roots; `<root>/weights/<tag>.safetensors` is looked for in each, then the model hub.
+        weights: a file, "random", or None to search for them.
+        roots: data roots; `<root>/weights/<tag>.safetensors` is searched for in each, then in the model hub.
 
     Raises:
-        UsageError: for an unknown or ambiguous tag, or a weights file that is not one.
-        MissingError: where the weights are nowhere to be found.
+        UsageError: for an unknown or ambiguous tag, or a file that does not hold weights.
+        MissingError: if the weights are not found.
     """
     mean, std = _normalisation(tag)
     if weights == RANDOM:
@@ -77,10 +79,10 @@ def resolve(tag: str, weights: str | None, roots: Sequence[Path]) -> Backbone:
 def build(backbone: Backbone, image_size: int) -> Any:
     """A timm VisionTransformer for square inputs of `image_size`, without a classifier.
 
-    Position embeddings are resampled by timm where the size is not the native one.
+    timm resamples the position embeddings if the size is not the native one.
 
     Raises:
-        UsageError: if the size does not suit the architecture, or the weights are of another one.
+        UsageError: if the size does not suit the architecture, or the weights belong to another one.
     """
     model = _architecture(backbone.tag, image_size)
     _check_size(backbone.tag, model, image_size)
@@ -91,13 +93,13 @@ def build(backbone: Backbone, image_size: int) -> Any:
 
 @cache
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def micro_card() -> dict[str, Any]:
-    """What the packaged micro ViT was trained on and what it reached."""
+    """The card of the packaged micro ViT: its training data, its recipe and its accuracies."""
     card: dict[str, Any] = json.loads(MICRO_WEIGHTS.with_suffix(".json").read_text())
     return card
 
@@ -128,7 +130,7 @@ def local_weights(tag: str, weights: str | None, roots: Sequence[Path]) -> Path 
     """The weights file on this machine: `weights`, the packaged one, in a data root or in the hub's cache.
 
     Raises:
-        MissingError: if `weights` is given and is no file.
+        MissingError: if `weights` names a file that does not exist.
     """
     if weights is not None:
         path = Path(weights).expanduser()
@@ -159,13 +161,13 @@ def _download(tag: str, roots: Sequence[Path]) -> Path:
 
     repository = _timm_config(tag).hf_hub_id
     try:
-        # The hub's client retries for half a minute where there is no network; ask first.
+        # Without a network the hub's client retries for half a minute; check the connection first.
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
         return Path(hf_hub_download(repository, HUB_FILE))
-    except Exception as error:  # the client raises some twenty unrelated types
+    except Exception as error:  # the client raises many unrelated types
         raise MissingError(
-            f"no weights for {tag}: not at {', '.join(map(str, _candidates(tag, roots)))}, and the download from "
-            f"the model hub failed ({type(error).__name__}). Put timm's safetensors file there, or give "
+            f"no weights for {tag}: not at {', '.join(map(str, _candidates(tag, roots)))}, and the download "
+            f"from the model hub failed ({type(error).__name__}). Put timm's safetensors file there, or give "
             f"--weights FILE; where there is a network: hf download {repository} {HUB_FILE}"
         ) from None
 
@@ -204,12 +206,12 @@ def _load(model: Any, backbone: Backbone) -> None:
     state = {k: v.float() for k, v in raw.items() if not k.startswith("head")}
     expected = {k: v.shape for k, v in model.state_dict().items()}
     flexible = {"pos_embed"}
-    odd = sorted(state.keys() ^ expected.keys()) + sorted(
+    differing = sorted(state.keys() ^ expected.keys()) + sorted(
         k for k in state.keys() & expected.keys() - flexible if state[k].shape != expected[k]
     )
-    if odd:
+    if differing:
         raise UsageError(
             f"{backbone.weights} holds weights of another architecture than {backbone.tag}: "
-            f"{len(odd)} tensors differ, first {', '.join(odd[:3])}; give the matching --backbone"
+            f"{len(differing)} tensors differ, first {', '.join(differing[:3])}; give the matching --backbone"
         )
     model.load_state_dict(checkpoint_filter_fn(state, model))

@@ -1,7 +1,8 @@
-"""From uint8 images in memory to a model's input: cropping, resizing, augmenting, normalising by batch.
+"""From uint8 images in memory to a model's input: cropping, resizing, augmenting and normalising by batch.
 
-Images are stored square, decoded once. All geometry of a batch is one resampling on the model's
-device; its random numbers are drawn on the CPU, so that every device and every method sees the same.
+Images are decoded once and stored as squares. Cropping, mirroring and resizing of a batch are one resampling
+on the model's device. Its random numbers are drawn on the CPU, so that they are the same on every device and
+for every method.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CROP_AREA = 0.08  # torchvision's default smallest share of the image, used by CODA-Prompt and InfLoRA
+CROP_AREA = 0.08  # torchvision's default least share of the image, used by CODA-Prompt and InfLoRA
 SMALL_CROP_AREA = 0.05  # L2P and DualPrompt
 RESIZED_CROP_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
@@ -28,8 +29,11 @@ Batch = tuple[Tensor, Tensor]
 class Pipeline:
     """How stored images become the model's input.
 
-    `size`: side of the input in pixels. `crop`: share of the stored side that an evaluation keeps, from
-    the centre. `mean`, `std`: per channel, of inputs in [0, 1].
+    Attributes:
+        size: side of the input in pixels.
+        crop: share of the stored side that an evaluation keeps, from the centre.
+        mean, std: normalisation per channel, for inputs in [0, 1].
+        device: where the model is.
     """
 
     size: int
@@ -45,13 +49,13 @@ class Pipeline:
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> the input the weights were trained on."""
+        """(B, 3, S, S) in [0, 1] -> the model's input."""
         mean = torch.tensor(self.mean, device=x.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(3, 1, 1)
         return (x - mean) / std
 
 
-#: How training images are changed, with random numbers of a generator.
+#: Makes the collate function of training; its random numbers come from the generator.
 Augmentation = Callable[[Pipeline, torch.Generator], Callable[[Sequence[Item]], Batch]]
 
 
@@ -66,7 +70,7 @@ def clean(pipeline: Pipeline) -> Callable[[Sequence[Item]], Batch]:
 
 
 def flipped(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item]], Batch]:
-    """As `clean`, and half of the images mirrored."""
+    """As `clean`, with half of the images mirrored."""
 
     def collate(items: Sequence[Item]) -> Batch:
         x, y = pipeline.stack(items)
@@ -80,7 +84,7 @@ def flipped(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item
 def cropped(
     pipeline: Pipeline, rng: torch.Generator, smallest: float = CROP_AREA
 ) -> Callable[[Sequence[Item]], Batch]:
-    """Random resized crops, half of them mirrored. `smallest`: the least share of the image in a crop."""
+    """Random resized crops, half of them mirrored; a crop has at least `smallest` of the image's area."""
 
     def collate(items: Sequence[Item]) -> Batch:
         x, y = pipeline.stack(items)
@@ -126,8 +130,8 @@ def coins(n: int, rng: torch.Generator) -> Tensor:
 def random_boxes(n: int, rng: torch.Generator, low: float) -> Tensor:
     """n boxes (n, 4) of left, top, width, height, as shares of the image's side; areas from `low` to 1.
 
-    torchvision's RandomResizedCrop: an area and an aspect ratio are drawn until the box fits, ten times
-    at most, then the whole image is taken.
+    As torchvision's RandomResizedCrop: an area and an aspect ratio are drawn until the box fits, at most ten
+    times; then the box is the whole image.
     """
     draws = torch.rand(4, n, CROP_ATTEMPTS, generator=rng)
     area = low + (1 - low) * draws[0]
@@ -143,7 +147,7 @@ def random_boxes(n: int, rng: torch.Generator, low: float) -> Tensor:
 
 
 def resample(x: Tensor, boxes: Tensor, mirror: Tensor, size: int) -> Tensor:
-    """Cut `boxes` (B, 4) out of (B, 3, H, H), mirror where asked, resize to (B, 3, size, size)."""
+    """Crop (B, 3, H, H) to `boxes` (B, 4), mirror the images of `mirror` (B,), resize to `size` pixels."""
     left, top, width, height = boxes.to(x.device).unbind(1)
     sign = 1.0 - 2.0 * mirror.to(x.device, torch.float32)
     zero = torch.zeros_like(left)

@@ -1,8 +1,8 @@
-"""Checkpoints: what a cell has learnt after an experience, in a safetensors file named by its own hash.
+"""Checkpoints: what a cell has learnt after a task, in a safetensors file named by the hash of its content.
 
-A checkpoint holds the method's state, the random streams, and what was measured so far. The optimiser is not
-in it, because a method empties it before each experience (`methods.base.reset_optimizer`). Nothing is
-unpickled on reading.
+A checkpoint holds the method's state, the random streams, the predictions and the measurements so far. The
+optimiser is not in it, because a method resets it before each task (`methods.base.reset_optimizer`). Nothing
+is unpickled when a checkpoint is read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import shutil
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from bench.storage import StorageError, delete, write_atomic
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FOLDER = "checkpoints"
 NAME = re.compile(r"(?P<experiences>\d+)\.(?P<sha256>[0-9a-f]{64})\.safetensors")
@@ -28,19 +29,19 @@ DAMAGED_SUFFIX = ".damaged"
 
 
 class DamagedError(ValueError):
-    """A checkpoint whose content does not have the hash in its name, or is no checkpoint."""
+    """A file whose content does not have the hash in its name, or is not a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and notes that JSON can hold."""
+    """Tensors by name, and notes: values that JSON can hold."""
 
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, Any]
 
 
 def save(checkpoint: Checkpoint, cell: Path, experiences: int) -> Path:
-    """Write the checkpoint after so many experiences; completely or not at all.
+    """Write the checkpoint of a cell that has learnt so many experiences; completely or not at all.
 
     Args:
         cell: the folder of the cell.
@@ -51,8 +52,6 @@ def save(checkpoint: Checkpoint, cell: Path, experiences: int) -> Path:
     Raises:
         StorageError: if it cannot be written.
     """
-    from safetensors.torch import save as to_bytes
-
     tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     content = to_bytes(tensors, metadata={NOTES: json.dumps(dict(checkpoint.notes))})
     path = cell / FOLDER / f"{experiences}.{hashlib.sha256(content).hexdigest()}.safetensors"
@@ -61,7 +60,7 @@ def save(checkpoint: Checkpoint, cell: Path, experiences: int) -> Path:
 
 
 def store(path: Path, content: bytes) -> None:
-    """Write a checkpoint file; it replaces any other after as many experiences.
+    """Write a checkpoint file; it replaces any other of the same number of experiences.
 
     Raises:
         StorageError: if it cannot be written.
@@ -77,7 +76,7 @@ def make_cell_folder(cell: Path) -> None:
     """Create the folder of a cell, but not the results folder.
 
     Raises:
-        StorageError: if it cannot be made.
+        StorageError: if it cannot be created.
     """
     try:
         cell.mkdir(exist_ok=True)
@@ -106,26 +105,22 @@ def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        DamagedError: if it is not what was saved.
+        DamagedError: if its content is not what was saved.
     """
-    from safetensors import SafetensorError
-
     verify(path)
     try:
         return _content(path)
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):  # each of its readers' own
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):  # from either of the readers
         raise DamagedError(
             f"the checkpoint '{path}' is damaged: it has the hash in its name, but is no checkpoint"
         ) from None
 
 
 def _content(path: Path) -> Checkpoint:
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         notes = json.loads(file.metadata()[NOTES])
         if not isinstance(notes, dict):
-            raise TypeError("the notes are no object")
+            raise TypeError("the notes are not an object")
         return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
 
 
@@ -151,7 +146,7 @@ def quarantine(path: Path) -> None:
 
 
 def prune(cell: Path, keep: Container[int]) -> None:
-    """Delete the checkpoints of a cell, except those after these numbers of experiences.
+    """Delete the checkpoints of a cell, except those of these numbers of experiences.
 
     Raises:
         StorageError: if one cannot be deleted.

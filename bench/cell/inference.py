@@ -27,14 +27,14 @@ from bench.spec import Cell
 from bench.storage import StorageError
 from methods.registry import METHODS
 
-#: Images per call by device: one, and a larger number.
+#: Images per call, by device: one, and a larger number.
 Batches = Mapping[str, tuple[int, ...]]
 
 #: Timed calls per model and round, for one image and for the larger batch.
 CALLS = (5, 2)
-#: Rounds at most; the smallest scale only has to execute every line.
+#: At most so many rounds, by scale.
 ROUNDS = {"smoke": 2, "quick": 20, "full": 20}
-#: Seconds that the rounds of one batch size may take, for all models together.
+#: Seconds for the rounds of one batch size, all models together.
 SECONDS = 30.0
 
 PLAIN = "plain timm ViT"
@@ -50,7 +50,7 @@ class DeployedModel:
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """What was measured of a cell's inference; `memory` at `memory_batch` images per call."""
+    """The measurements of a cell's inference; `memory` is the peak at `memory_batch` images per call."""
 
     latency: list[Latency]
     conditions: TimingConditions
@@ -59,15 +59,12 @@ class InferenceResult:
 
 
 def inference_memory(cell: Cell, paths: Paths, batches: Batches, observe: Observer) -> Peak | None:
-    """Peak memory of inference, with the model after the last experience.
-
-    None where the system does not measure it.
-    """
+    """Peak memory of inference with the model after the last task; None where it cannot be measured."""
     tracker = PeakMemoryTracker(_device(cell))
     model = deployed_model(cell, Inputs(paths), max(_checkpoints(cell, paths))).model
     predict = _prediction(model, cell, batches[cell.device][-1])
     with tracker.track():
-        for _ in range(2):  # the second call runs while the results of the first are still cached
+        for _ in range(2):  # during the second call, the allocator still holds the memory of the first
             predict()
     return tracker.peak
 
@@ -75,7 +72,7 @@ def inference_memory(cell: Cell, paths: Paths, batches: Batches, observe: Observ
 def latencies(
     cells: Sequence[Cell], paths: Paths, batches: Batches, observe: Observer
 ) -> dict[str, InferenceResult]:
-    """Time the models of cells that differ in the method only, in turns; by cell id."""
+    """Time the models of cells that differ only in the method, in turns; results by cell id."""
     started, first, inputs = now(), cells[0], Inputs(paths)
     models = {
         _key(cell, n): deployed_model(cell, inputs, n) for cell in cells for n in _checkpoints(cell, paths)
@@ -83,18 +80,18 @@ def latencies(
     plain = plain_vit(first, inputs)
     samples = {}
     for step, (batch, calls) in enumerate(zip(batches[first.device], CALLS, strict=True), start=1):
-        predictions = {name: _prediction(deployed.model, first, batch) for name, deployed in models.items()}
-        predictions[PLAIN] = _prediction(plain, first, batch)
-        activity = f"{len(predictions)} models in turns, batch {batch}"
+        functions = {name: _prediction(deployed.model, first, batch) for name, deployed in models.items()}
+        functions[PLAIN] = _prediction(plain, first, batch)
+        activity = f"{len(functions)} models in turns, batch {batch}"
         observe(ProgressUpdate(activity, step, len(batches[first.device]), steps="part"))
         budget = TimingBudget(ROUNDS[first.scale], calls, SECONDS)
-        samples[batch] = time_in_turns(predictions, clock_of(_device(first)), budget)
+        samples[batch] = time_in_turns(functions, clock_of(_device(first)), budget)
     return {cell.id: _result(cell, cells, paths, samples, models, started) for cell in cells}
 
 
 def deployed_model(cell: Cell, inputs: Inputs, experiences: int) -> DeployedModel:
-    """The cell's model after so many experiences, restored and merged as one would to deploy it."""
-    seed_everything(cell.seed)  # for random weights, where they are asked for
+    """The cell's model after so many experiences, restored from its checkpoint and merged for inference."""
+    seed_everything(cell.seed)  # for random weights
     model = backbone.build(inputs.backbone(cell), cell.protocol.image_size)
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     saved = checkpoint.load(_checkpoints(cell, inputs.paths)[experiences])
@@ -112,7 +109,7 @@ def _checkpoints(cell: Cell, paths: Paths) -> dict[int, Path]:
 
 
 def _prediction(model: Any, cell: Cell, batch: int) -> Callable[[], None]:
-    """From normalised images on the device to logits, as an evaluation does it."""
+    """A function that computes logits from normalised images on the device, as an evaluation does."""
     device = _device(cell)
     images = images_like(batch, cell.protocol.image_size, device)
 

@@ -1,4 +1,4 @@
-"""The inputs of a cell on this machine: folders, data, split, decoded images, weights."""
+"""The inputs of cells on this machine: folders, data, splits, decoded images, weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Inputs:
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        # Caches of this object, and not of the class: they end with it.
+        # These caches belong to the object, not to the class.
         self._benchmark = cache(_open_benchmark)
         self._dataset = cache(self._open_dataset)
         self._backbone = cache(self._find_backbone)
@@ -83,7 +83,7 @@ class Inputs:
         )
 
     def images(self, cell: Cell) -> Arrays:
-        """The cell's images, decoded. The last result is kept: cells that share images follow each other.
+        """The cell's images, decoded. The last result is cached, because consecutive cells share images.
 
         Raises:
             UsageError: naming every image that cannot be decoded.
@@ -91,7 +91,7 @@ class Inputs:
         return self._images(cell.without_method())
 
     def backbone(self, cell: Cell) -> Backbone:
-        """The cell's backbone: its weights file, found and hashed.
+        """The cell's backbone, with the path and the hash of its weights.
 
         Raises:
             MissingError: if the weights are not on this machine.
@@ -99,7 +99,7 @@ class Inputs:
         return self._backbone(cell.protocol.backbone)
 
     def check_backbone(self, cell: Cell) -> None:
-        """Build the backbone once, so that unsuitable weights and sizes show before any work is done.
+        """Build the backbone once, so that unsuitable weights or sizes are reported before any work is done.
 
         Raises:
             UsageError: if the weights or the image size do not suit the architecture.

@@ -1,4 +1,4 @@
-"""The conditions a cell was run under: versions, machine, hashes, the state of the code."""
+"""The conditions that a cell was run under: versions, machine, hashes, state of the code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from methods.registry import METHODS
 
 PACKAGES = ("duallora-bench", "torch", "torchvision", "timm", "avalanche-lib", "numpy", "scikit-learn")
 CODE = Path(__file__).resolve().parents[2]
-#: The code that can change a number; a checkpoint is used only with the same.
+#: The code that can change a number; a checkpoint is used only with the code it was made by.
 NUMERICAL_CODE = ("bench/cell", "bench/benchmarks", "bench/probes", "methods")
 
 
@@ -32,7 +32,7 @@ class RunContext:
 
     Attributes:
         command: what the user typed.
-        workers: cells at a time; None for as many as the executor has room for.
+        workers: cells at a time; None for as many as the executor has capacity for.
         threads: CPU threads per cell.
     """
 
@@ -98,9 +98,13 @@ def versions() -> dict[str, str]:
     return by_package
 
 
-def code_sha256(method: type) -> str:
-    """Hash of the code that can change a number: `NUMERICAL_CODE`, and the file that defines `method`."""
-    files = [path for folder in NUMERICAL_CODE for path in sorted((CODE / folder).rglob("*.py"))]
+def code_sha256(method: type, root: Path = CODE) -> str:
+    """Hash of the code that can change a number: `NUMERICAL_CODE`, and the file that defines `method`.
+
+    Args:
+        root: the folder of this project's code.
+    """
+    files = [path for folder in NUMERICAL_CODE for path in sorted((root / folder).rglob("*.py"))]
     total = hashlib.sha256()
     for path in [*files, Path(inspect.getfile(method))]:
         total.update(hashlib.sha256(path.read_bytes()).digest())
@@ -113,9 +117,7 @@ def device_name(device: str) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        return (
-            "cuda: on another machine"  # a record without results, written by who started the cluster's work
-        )
+        return "cuda: on another machine"  # in a record without results, written where the command runs
     if device == "cuda":
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {_processor()}"
@@ -130,18 +132,18 @@ def _processor() -> str:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Commit, and whether tracked files differ from it; nulls where the code is no git checkout."""
+    """Commit, and whether tracked files differ from it; (None, None) if the code is not a git checkout."""
     try:
         if Path(_git("rev-parse", "--show-toplevel")) != CODE:
-            return None, None  # installed somewhere inside another project's checkout
+            return None, None  # installed inside another project's checkout
         return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
 
 
 def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], cwd=CODE, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    completed = subprocess.run(["git", *args], cwd=CODE, check=True, capture_output=True, text=True)
+    return completed.stdout.strip()
 
 
 def now() -> str:

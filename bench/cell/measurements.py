@@ -1,4 +1,4 @@
-"""What a cell has measured so far, and the part of it that goes into the record."""
+"""The measurements of a cell so far, and the part of them that goes into the record."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from methods.errors import UsageError, describe_validation
 
 @dataclass
 class Measurements:
-    """What a cell has measured so far; an experience adds one entry to each list.
+    """The measurements of a cell so far; each task adds one entry to each list.
 
     Attributes:
-        started: when the first experience began.
+        started: when the first task began.
         counts, correct: see `bench.metrics`.
+        costs: see `bench.costs`.
         diagnostics: the values of the method's diagnostics by name.
         diagnostic_help: what these names mean.
         memory: the peak of all trainings.
-        resumed: for each time the cell was resumed, the number of experiences already learnt.
+        resumed: for each time the cell was resumed, the number of tasks already learnt.
     """
 
     started: str
@@ -39,7 +40,7 @@ class Measurements:
 
     @property
     def experiences(self) -> int:
-        """How many experiences were learnt."""
+        """Number of experiences that were learnt."""
         return len(self.costs)
 
 
@@ -47,23 +48,23 @@ _ADAPTER = TypeAdapter(Measurements)
 
 
 def as_notes(measurements: Measurements) -> Any:
-    """The measurements as JSON can hold them; `from_notes` restores every number exactly."""
+    """The measurements as values that JSON can hold; `from_notes` restores every number exactly."""
     return json.loads(json.dumps(_ADAPTER.dump_python(measurements)))
 
 
 def from_notes(notes: Any) -> Measurements:
-    """What `as_notes` was given."""
+    """The measurements that `as_notes` was called with."""
     return _ADAPTER.validate_python(notes)
 
 
 def higher(a: PeakMemory | None, b: PeakMemory | None) -> PeakMemory | None:
-    """The higher of two peaks of training."""
+    """The higher of two training peaks; None if there is none."""
     peaks = [memory for memory in (a, b) if memory is not None and memory.training is not None]
     return max(peaks, key=lambda memory: memory.training.peak if memory.training else 0, default=None)
 
 
 def results_of(measurements: Measurements) -> dict[str, Any]:
-    """The parts of a record that only a finished cell has.
+    """The fields of a record that only a finished cell has, by name.
 
     Raises:
         UsageError: if the method's diagnostics cannot be recorded.
@@ -81,7 +82,7 @@ def results_of(measurements: Measurements) -> dict[str, Any]:
 
 
 def _diagnostics(measurements: Measurements) -> dict[str, Diagnostic] | None:
-    """Each name with one value per experience, null where an experience has none; None without any name."""
+    """For each name one value per task, null where a task has none; None without any name."""
     names = sorted({name for values in measurements.diagnostics for name in values})
     return {name: _diagnostic(name, measurements) for name in names} or None
 

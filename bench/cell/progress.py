@@ -1,4 +1,4 @@
-"""Messages of a running cell."""
+"""The messages of a running cell, and of a timing session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ProgressUpdate:
         share: the finished part of the activity, 0 to 1.
         loss: of the last step.
         images_per_second: since the last message.
-        steps: what `experience` counts: "experience", or "part" of a timing session.
+        steps: the unit of `experience`, for people: "task", or "part" of a timing session.
     """
 
     activity: str
@@ -26,7 +26,7 @@ class ProgressUpdate:
     share: float = 0.0
     loss: float | None = None
     images_per_second: float | None = None
-    steps: str = "experience"
+    steps: str = "task"
 
 
 @dataclass(frozen=True)

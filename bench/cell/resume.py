@@ -1,7 +1,7 @@
-"""Resuming a cell: what it needs is saved after each experience, and restored.
+"""Resuming a cell: the run is saved after each task, and restored from the last checkpoint.
 
-On a CPU the numbers are then those of a cell that was never interrupted, bit for bit. So a checkpoint is
-used only under the conditions it was made under; otherwise the cell starts from scratch.
+On a CPU a resumed cell gives the same numbers as one that was never interrupted, bit for bit. Therefore a
+checkpoint is used only under the conditions that it was made under; otherwise the cell starts from scratch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class CellRun:
     """The parts of a running cell.
 
     Attributes:
-        method: the plugin in the strategy.
+        method: the method, which is one of the strategy's plugins.
         streams: the random streams of its data, by purpose.
-        predicted: after each experience that was evaluated, the predicted label of every test image seen so
-            far, int32 (n,), in the order of the evaluation.
+        predicted: by the number of a task (from 0) after which the model was evaluated, the predicted labels
+            int32 (n,) of the test images of the classes seen so far, in the order of `stream.union`.
     """
 
     strategy: Strategy
@@ -45,7 +45,7 @@ class CellRun:
 
 
 def method_state(saved: Checkpoint) -> dict[str, Tensor]:
-    """What `Method.state` returned."""
+    """The method's part of a checkpoint, as `Method.state` returned it."""
     return _part(saved, METHOD)
 
 
@@ -55,9 +55,9 @@ def _part(saved: Checkpoint, prefix: str) -> dict[str, Tensor]:
 
 
 def save(run: CellRun, cell: Cell, folder: Path, measurements: Measurements) -> None:
-    """Save what the cell needs to be resumed after this experience, and to have its inference measured.
+    """Write a checkpoint, for resuming the cell after this task and for measuring its inference.
 
-    Of the earlier checkpoints the one after the first experience stays: its inference is measured, too.
+    Earlier checkpoints are deleted, except the one after the first task, whose inference is measured, too.
 
     Raises:
         StorageError: if it cannot be written.
@@ -77,18 +77,18 @@ def save(run: CellRun, cell: Cell, folder: Path, measurements: Measurements) -> 
 
 
 def conditions(cell: Cell, method: Any) -> dict[str, str]:
-    """What a number may depend on besides the cell's configuration."""
+    """The conditions that a number may depend on, besides the cell's configuration."""
     machine = {"device": device_name(cell.device), "threads": str(torch.get_num_threads())}
     return machine | code_conditions(type(method))
 
 
 def code_conditions(method: type) -> dict[str, str]:
-    """What a trained model depends on, on any machine: the code and the versions."""
+    """The conditions that a trained model depends on, on any machine: the code and the versions."""
     return {"code": code_sha256(method), **versions()}
 
 
 def resume_from_checkpoint(run: CellRun, cell: Cell, folder: Path, observe: Observer) -> Measurements | None:
-    """Restore the last usable checkpoint of the cell; None where there is none.
+    """Restore the last usable checkpoint of the cell; None if there is none.
 
     A damaged checkpoint is quarantined, and the one before it is used. One that was made under other
     conditions stays until the first new one replaces it, so a run started with a wrong option can be stopped
@@ -112,9 +112,9 @@ def _load_usable(path: Path, current: Mapping[str, str], observe: Observer) -> C
             Notice(f"{error}; it was set aside, and the cell continues from an earlier one or from scratch")
         )
         return None
-    before = saved.notes["conditions"]
-    if differing := sorted(key for key in {*before, *current} if before.get(key) != current.get(key)):
-        differences = ", ".join(_difference(key, before, current) for key in differing)
+    previous = saved.notes["conditions"]
+    if differing := sorted(key for key in {*previous, *current} if previous.get(key) != current.get(key)):
+        differences = ", ".join(_difference(key, previous, current) for key in differing)
         observe(
             Notice(
                 f"the checkpoint '{path}' was not used, because it was made under other conditions: "
@@ -125,14 +125,14 @@ def _load_usable(path: Path, current: Mapping[str, str], observe: Observer) -> C
     return saved
 
 
-def _difference(key: str, before: Mapping[str, str], current: Mapping[str, str]) -> str:
-    return "other code" if key == "code" else f"{key} was {before.get(key)} and is {current.get(key)}"
+def _difference(key: str, previous: Mapping[str, str], current: Mapping[str, str]) -> str:
+    return "other code" if key == "code" else f"{key} was {previous.get(key)} and is {current.get(key)}"
 
 
 def _restore(run: CellRun, cell: Cell, saved: Checkpoint) -> Measurements:
     strategy, notes = run.strategy, saved.notes
-    learnt = {name: tensor.to(strategy.device) for name, tensor in method_state(saved).items()}
-    run.method.restore(strategy.model, learnt)
+    state = {name: tensor.to(strategy.device) for name, tensor in method_state(saved).items()}
+    run.method.restore(strategy.model, state)
     run.predicted.update({int(n): labels for n, labels in _part(saved, PREDICTED).items()})
     measurements = from_notes(notes["measurements"])
     strategy.clock.train_exp_counter = measurements.experiences

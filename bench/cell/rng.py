@@ -1,7 +1,7 @@
 """Independent random streams by purpose, derived from one seed.
 
-Within a seed all methods see the same classes in the same order and the same images in the same
-order, so that comparisons between methods are paired; only what a method draws for itself differs.
+Within a seed all methods see the same classes and the same images in the same order, so that comparisons
+between methods are paired; only a method's own random numbers differ.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor
 
 Purpose = Literal["initialisation", "data order", "augmentation", "statistics"]
 
@@ -21,23 +21,18 @@ GLOBAL, CUDA, NUMPY = "torch", "cuda", "numpy"
 
 
 def derive(seed: int, purpose: Purpose) -> int:
-    """A 63-bit seed for one purpose; the streams of two purposes or two seeds are unrelated."""
+    """A 63-bit seed for one purpose; streams of different purposes or seeds are unrelated."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, purpose: Purpose) -> Any:
-    """A torch.Generator on the CPU, so that a stream is the same whatever the device."""
-    import torch
-
+def generator(seed: int, purpose: Purpose) -> torch.Generator:
+    """A generator on the CPU, so that a stream is the same for every device."""
     return torch.Generator().manual_seed(derive(seed, purpose))
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators: they serve initialisation, and whatever a method draws itself."""
-    import numpy as np
-    import torch
-
+    """Seed the global generators, which serve initialisation and a method's own random numbers."""
     value = derive(seed, "initialisation")
     torch.manual_seed(value)
     np.random.seed(value % 2**32)
@@ -47,15 +42,12 @@ def seed_everything(seed: int) -> None:
 def snapshot_rng(
     streams: Mapping[str, torch.Generator], device: torch.device
 ) -> tuple[dict[str, Tensor], Any]:
-    """Where every random stream stands: tensors, and what JSON can hold.
+    """The state of every random stream: tensors, and values that JSON can hold.
 
     Args:
-        streams: generators by name; torch's, numpy's and Python's global ones are added.
-        device: its own stream is added where it has one.
+        streams: generators by name; the global ones of torch, numpy and Python are added.
+        device: its generator is added if it is a GPU.
     """
-    import numpy as np
-    import torch
-
     tensors = {name: stream.get_state() for name, stream in streams.items()}
     tensors[GLOBAL] = torch.get_rng_state()
     if device.type == "cuda":
@@ -68,10 +60,7 @@ def snapshot_rng(
 def restore_rng(
     streams: Mapping[str, torch.Generator], device: torch.device, tensors: Mapping[str, Tensor], plain: Any
 ) -> None:
-    """Let every random stream go on from where a snapshot was taken."""
-    import numpy as np
-    import torch
-
+    """Set every random stream to its state in a snapshot."""
     for name, stream in streams.items():
         stream.set_state(tensors[name])
     torch.set_rng_state(tensors[GLOBAL])

@@ -1,4 +1,4 @@
-"""One cell, from its configuration to its record."""
+"""Runs one cell, from its configuration to its record."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench import predictions
+from bench.benchmarks.splits import Split
 from bench.cell import backbone, checkpoint, resume
 from bench.cell.batches import AUGMENTATIONS, Pipeline, clean
 from bench.cell.inputs import Inputs, Paths
@@ -42,20 +44,23 @@ from bench.probes.memory import PeakMemoryTracker
 from bench.probes.sizes import size_of
 from bench.probes.training import Phases, PhaseTimer, phases_of
 from bench.record import SCHEMA, Manifest, Record, Status
-from bench.spec import Cell
+from bench.spec import Cell, Protocol
 from bench.storage import StorageError
 from methods.errors import UsageError
 from methods.registry import METHODS
 
+if TYPE_CHECKING:
+    from bench.benchmarks.pixels import Int64Array
+
 EVAL_BATCH = 128
 PROGRESS_SECONDS = 0.2
 
-#: What torch says where it has no error class for it.
+#: Messages of RuntimeErrors by which torch says that memory ran out.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
 class CellMemoryError(RuntimeError):
-    """Memory ran out. The message has the batch size and the peak; `peak` is for the record."""
+    """Memory ran out. The message has the batch sizes and the peak; `peak` is for the record."""
 
     def __init__(self, message: str, peak: PeakMemory | None) -> None:
         super().__init__(message)
@@ -64,7 +69,7 @@ class CellMemoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class CellResult:
-    """How a cell ended.
+    """The result of running a cell, whether it has finished or not.
 
     Attributes:
         predictions: content of the predictions file that the record names.
@@ -76,25 +81,35 @@ class CellResult:
     traceback: str | None = None
 
 
-def run_cell(cell: Cell, paths: Paths, context: RunContext, observe: Observer) -> CellResult:
-    """Run a cell, from its last checkpoint where it has one, and return its record, whatever happens.
+def run_cell(
+    cell: Cell,
+    paths: Paths,
+    context: RunContext,
+    observe: Observer,
+    save: Callable[[CellRun, Cell, Path, Measurements], None] = resume.save,
+) -> CellResult:
+    """Run a cell, from its last checkpoint if there is one; an error becomes a record that states it.
 
-    Checkpoints are written to the cell's folder, and nothing else is.
+    The only files written are checkpoints, in the cell's folder.
+
+    Args:
+        save: writes a checkpoint after each task.
 
     Raises:
-        StorageError: if a checkpoint cannot be written, which is no fault of the cell.
+        StorageError: if a checkpoint cannot be written, which is not an error of the cell.
     """
     inputs, started = Inputs(paths), now()
     try:
-        run, measurements = train_and_evaluate(cell, inputs, started, observe)
+        run, measurements = train_and_evaluate(cell, inputs, started, observe, save)
         results = results_of(measurements)
-        content = predictions.to_bytes(_predictions(run, cell, inputs))
+        labels = inputs.images(cell).test_y
+        content = predictions.to_bytes(predictions_of(run.predicted, inputs.split(cell), labels))
     except KeyboardInterrupt:
         reason = f"stopped{resume_hint(cell, paths)}"
         return CellResult(record_without_results(cell, inputs, context, started, "interrupted", reason))
     except StorageError:
         raise
-    except Exception as error:  # the boundary of a cell: the rest of the grid goes on
+    except Exception as error:  # the boundary of a cell: other cells are not affected
         record = _record_of_error(cell, inputs, context, started, error)
         return CellResult(record, traceback=traceback.format_exc())
     results["predictions"] = predictions.describe_file(content)
@@ -103,7 +118,7 @@ def run_cell(cell: Cell, paths: Paths, context: RunContext, observe: Observer) -
 
 
 def resume_hint(cell: Cell, paths: Paths) -> str:
-    """Where a cell would be resumed, as the end of a sentence."""
+    """The checkpoint from which a cell would be resumed, as the end of a sentence; empty without one."""
     last = max(checkpoint.list_checkpoints(paths.results / cell.id), default=0)
     return f"; its checkpoint after task {last} of {cell.tasks} is kept" if last else ""
 
@@ -112,9 +127,13 @@ def resume_hint(cell: Cell, paths: Paths) -> str:
 
 
 def train_and_evaluate(
-    cell: Cell, inputs: Inputs, started: str, observe: Observer
+    cell: Cell,
+    inputs: Inputs,
+    started: str,
+    observe: Observer,
+    save: Callable[[CellRun, Cell, Path, Measurements], None] = resume.save,
 ) -> tuple[CellRun, Measurements]:
-    """Learn the experiences that are still to be learnt, and evaluate after each of them."""
+    """Learn the tasks that the last checkpoint does not have, and evaluate after each of them."""
     split, arrays, folder = inputs.split(cell), inputs.images(cell), inputs.paths.results / cell.id
     _check_unchanged("split of the data", split.sha256, cell.split_sha256)
     memory = PeakMemoryTracker(torch.device(cell.device))
@@ -130,8 +149,8 @@ def train_and_evaluate(
         for task in range(measurements.experiences, len(stream)):
             seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
             _run_experience(run, cell, stream[task], seen, memory, measurements, observe)
-            if _is_evaluated(run, cell, task):  # a method that trains jointly has learnt nothing before
-                resume.save(run, cell, folder, measurements)
+            if _is_evaluated(run, cell, task):  # before that, a method that trains jointly has learnt nothing
+                save(run, cell, folder, measurements)
         measurements.plain_flops = _plain_flops(cell, inputs)
     return run, measurements
 
@@ -149,7 +168,7 @@ def _run_experience(
     measurements: Measurements,
     observe: Observer,
 ) -> None:
-    """Learn an experience, evaluate on everything seen so far, and add what was measured."""
+    """Learn a task, evaluate on the classes seen so far, and add the measurements."""
     task = measurements.experiences
     with memory.track():
         cost = _train(run.strategy, experience)
@@ -177,7 +196,7 @@ def _check_unchanged(what: str, actual: str, planned: str | None) -> None:
 
 
 def _train(strategy: Strategy, experience: Any) -> ExperienceCost:
-    """Learn an experience, and what that cost."""
+    """Learn an experience; returns what that cost."""
     counter = counter_of(strategy.device)
     before = counter() if counter else None
     seconds = _seconds(strategy, lambda: strategy.train(experience))
@@ -192,7 +211,7 @@ def _train(strategy: Strategy, experience: Any) -> ExperienceCost:
 
 
 def _seconds(strategy: Strategy, function: Callable[[], object]) -> float:
-    """Seconds that a function takes, the device's queue included."""
+    """Seconds that a function takes, until the device has finished."""
     start = time.perf_counter()
     function()
     if strategy.device.type == "cuda":
@@ -201,7 +220,7 @@ def _seconds(strategy: Strategy, function: Callable[[], object]) -> float:
 
 
 def _with_sizes(cost: ExperienceCost, run: CellRun, image_size: int) -> ExperienceCost:
-    """The cost, with the sizes of the method and the operations of a prediction after the experience."""
+    """Add the sizes of the method, and the operations of a prediction, after the experience."""
     deployed = deployed_copy(run.strategy, run.method)
     stored_size, deployed_size = size_of(run.method.state().values()), size_of(deployed.state_dict().values())
     groups = run.strategy.optimizer.param_groups
@@ -217,20 +236,20 @@ def _with_sizes(cost: ExperienceCost, run: CellRun, image_size: int) -> Experien
 
 
 def deployed_copy(strategy: Strategy, method: Any) -> Any:
-    """A copy of the model in eval mode, merged as one would to deploy it."""
+    """A copy of the model in eval mode, with merged adapters, as it would be deployed."""
     model = copy.deepcopy(strategy.model).eval()
     method.merge(model)
     return model
 
 
 def images_like(batch: int, image_size: int, device: torch.device) -> Tensor:
-    """Noise (batch, 3, S, S) with the statistics of normalised images; always the same."""
+    """Noise (batch, 3, S, S) with the statistics of normalised images; the same at every call."""
     noise = torch.randn(batch, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     return noise.to(device)
 
 
 def plain_vit(cell: Cell, inputs: Inputs) -> Any:
-    """timm's ViT with a classifier for all classes, on the cell's device: the reference of all costs."""
+    """timm's ViT with a classifier for all classes, on the cell's device: the reference for all costs."""
     model = backbone.build(inputs.backbone(cell), cell.protocol.image_size)
     model.reset_classifier(len(cell.class_order or ()))
     return model.to(cell.device).eval()
@@ -246,46 +265,55 @@ def _counts(labels: Any, task_sizes: Sequence[int]) -> list[int]:
 
 
 def _row(predicted: Tensor, true: Tensor, task_sizes: Sequence[int], task: int) -> list[int | None]:
-    """Correct predictions of each task's test images after `task`; null for tasks still to come."""
+    """Correct predictions of each task's test images after `task`; null for later tasks."""
     hits = (predicted == true).tolist()
     rows = rows_by_task(true.tolist(), task_sizes)
     return [sum(hits[row] for row in rows[j]) if j <= task else None for j in range(len(task_sizes))]
 
 
-def _predictions(run: CellRun, cell: Cell, inputs: Inputs) -> Predictions:
-    """The predictions after every experience, as the data set's class numbers."""
-    split, arrays = inputs.split(cell), inputs.images(cell)
+def predictions_of(predicted: Mapping[int, Tensor], split: Split, labels: Int64Array) -> Predictions:
+    """The predictions after each task, as the data set's class numbers.
+
+    Args:
+        predicted: see `CellRun.predicted`.
+        labels: (N,) of all test images.
+    """
     dtype = predictions.class_dtype(len(split.class_order))
     classes = np.array(split.class_order, dtype)
-    predicted = np.full((cell.tasks, len(arrays.test_y)), np.iinfo(dtype).max, dtype)
-    for task, labels in run.predicted.items():
-        seen = rows_of_classes(arrays.test_y, sum(split.task_sizes[: task + 1]))
-        predicted[task, seen] = classes[labels.numpy()]
-    return Predictions(split.test_rows.astype(np.int32), classes[arrays.test_y], predicted)
+    by_task = np.full((len(split.task_sizes), len(labels)), np.iinfo(dtype).max, dtype)
+    for task, of_seen in predicted.items():
+        seen = rows_of_classes(labels, sum(split.task_sizes[: task + 1]))
+        by_task[task, seen] = classes[of_seen.numpy()]
+    return Predictions(split.test_rows.astype(np.int32), classes[labels], by_task)
 
 
 # ---- the parts of a run ------------------------------------------------------------------------------
 
 
 def build_run(cell: Cell, inputs: Inputs, observe: Observer) -> CellRun:
-    """The strategy of a cell, with its backbone, its method and its data pipeline."""
+    """The parts of a cell's run: its backbone, its method and its data pipeline in a strategy."""
     weights = inputs.backbone(cell)
     _check_unchanged(f"file with the weights of {weights.tag}", weights.sha256, cell.backbone_sha256)
     pipeline = pipeline_of(cell, inputs)
-    seed_everything(cell.seed)  # for random weights, where they are asked for
+    seed_everything(cell.seed)  # for random weights
     model = backbone.build(weights, cell.protocol.image_size).to(pipeline.device)
-    seed_everything(cell.seed)  # building drew random numbers; the method's own start from the seed
+    seed_everything(cell.seed)  # building may have drawn random numbers; the method starts from the seed
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
-    return build_strategy(cell, model, method, pipeline, [FiniteLoss(), PredictionCollector(), reporter])
+    plugins = [FiniteLoss(), PredictionCollector(), reporter]
+    return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins)
 
 
 def build_strategy(
-    cell: Cell, model: Any, method: Any, pipeline: Pipeline, plugins: Sequence[Any]
+    protocol: Protocol, seed: int, model: Any, method: Any, pipeline: Pipeline, plugins: Sequence[Any]
 ) -> CellRun:
-    """The strategy that trains `model` by `method` as the cell's protocol says; `plugins` come last."""
-    protocol = cell.protocol
-    streams = {use: generator(cell.seed, use) for use in ("augmentation", "statistics", "data order")}
+    """A strategy that trains `model` with `method` under the protocol.
+
+    Args:
+        seed: of the random streams.
+        plugins: called after the method.
+    """
+    streams = {use: generator(seed, use) for use in ("augmentation", "statistics", "data order")}
     augment = AUGMENTATIONS[protocol.augmentation]
     strategy = Strategy(
         model=model,
@@ -321,7 +349,7 @@ def pipeline_of(cell: Cell, inputs: Inputs) -> Pipeline:
 
 @contextmanager
 def _explaining_memory(cell: Cell, memory: PeakMemoryTracker) -> Iterator[None]:
-    """Add the batch size and the peak to an error that says that memory ran out."""
+    """Add the batch sizes and the peak to an error that says that memory ran out."""
     try:
         yield
     except Exception as error:
@@ -382,7 +410,7 @@ def _reason(error: BaseException) -> str:
 def record_without_results(
     cell: Cell, inputs: Inputs, context: RunContext, started: str, status: Status, reason: str
 ) -> Record:
-    """The record of a cell that has no results."""
+    """The record of a cell without results."""
     return _record(cell, manifest_of(cell, inputs, context, started), status, reason, {})
 
 

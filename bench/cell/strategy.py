@@ -1,4 +1,4 @@
-"""The Avalanche strategy every method plugs into: Avalanche's callback order, our data and precision."""
+"""The Avalanche strategy that methods plug into: Avalanche's callbacks, this project's data and precision."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bench.cell.batches import Batch, Item
 from bench.cell.progress import Observer, ProgressUpdate
 
 Collate = Callable[[Sequence[Item]], Batch]
+#: (step, steps per epoch, epochs) -> what the learning rate is multiplied by.
 LrFactor = Callable[[int, int, int], float]
 
 
@@ -27,8 +28,8 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
 
     Args:
         train_collate, eval_collate: items of the data set -> the model's input (see `bench.cell.batches`).
-        look_collate: as train_collate, with random numbers of its own: for passes over the training images
-            that must leave training as it would have been.
+        statistics_collate: as `train_collate`, with a separate random stream, for passes over the training
+            images that must not change the training.
         order: random stream of the order of the training images.
         precision: "fp32", or "bf16" for autocast in the forward pass (weights stay in fp32).
         settings: passed on to Avalanche.
@@ -44,7 +45,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         precision: str,
         **settings: Any,
     ) -> None:
-        with warnings.catch_warnings():  # Avalanche's metrics and loggers are not used, on purpose
+        with warnings.catch_warnings():  # Avalanche's metrics and loggers are not used
             warnings.filterwarnings("ignore", message="No loggers specified")
             super().__init__(evaluator=None, **settings)
         self.train_collate, self.eval_collate = train_collate, eval_collate
@@ -52,13 +53,13 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         self.order, self.precision = order, precision
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The mixed-precision context, for every pass through the model."""
+        """The mixed-precision context of every pass through the model."""
         return autocast(self.device, self.precision)
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """Predicted and true labels (n,) of the last evaluation, in the order of the data."""
-        seen = next(plugin for plugin in self.plugins if isinstance(plugin, PredictionCollector))
-        return torch.cat(seen.predicted), torch.cat(seen.true)
+        collector = next(plugin for plugin in self.plugins if isinstance(plugin, PredictionCollector))
+        return torch.cat(collector.predicted), torch.cat(collector.true)
 
     def forward(self) -> Tensor:
         with self.autocast():
@@ -66,7 +67,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         return logits.float()  # type: ignore[no-any-return]
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        # A method decides what is in its optimiser; Avalanche would add the frozen parameters.
+        # The method fills its optimiser; Avalanche would add the frozen parameters.
         self.optimized_param_id: dict[str, Tensor] = {}
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
@@ -83,22 +84,22 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
             self.adapted_dataset,
             batch_size=self.eval_mb_size,
             collate_fn=self.eval_collate,
-            generator=torch.Generator(),  # without one, a loader draws from the global generator
+            generator=torch.Generator(),  # by default, a loader draws from the global generator
         )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context of a pass at "fp32" or "bf16"; weights stay in fp32."""
+    """The context of a pass in "fp32" or "bf16"; weights stay in fp32."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def cosine(step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Share of the learning rate at a step: a cosine from 1 to 0 over the experience, step by step."""
+    """Learning-rate factor of a step: a cosine from 1 to 0 over all steps of the experience."""
     return 0.5 * (1.0 + math.cos(math.pi * step / (steps_per_epoch * epochs)))
 
 
 def coda_cosine(step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Share of the learning rate as in CODA-Prompt's and InfLoRA's code, constant within an epoch.
+    """Learning-rate factor as in CODA-Prompt's and InfLoRA's code, constant within an epoch.
 
     cos(99 pi k / (200 (K - 1))) with k = max(epoch - 1, 0): the first two epochs run at the full rate,
     because the scheduler's constructor resets its counter, and the last one does not reach zero.
@@ -118,11 +119,11 @@ SCHEDULES: dict[str, LrFactor] = {"cosine": cosine, "coda": coda_cosine, "consta
 
 
 class Schedule(SupervisedPlugin):  # type: ignore[misc]
-    """Sets the learning rate before each step, from a share of the one the experience starts with."""
+    """Sets the learning rate before each step: the rate at the start of the experience times a factor."""
 
-    def __init__(self, share: LrFactor) -> None:
+    def __init__(self, factor: LrFactor) -> None:
         super().__init__()
-        self.share = share
+        self.factor = factor
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if strategy.clock.train_exp_epochs == 0:
@@ -130,9 +131,9 @@ class Schedule(SupervisedPlugin):  # type: ignore[misc]
             self.step = 0
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        share = self.share(self.step, len(strategy.dataloader), strategy.train_epochs)
+        factor = self.factor(self.step, len(strategy.dataloader), strategy.train_epochs)
         for group, base in zip(strategy.optimizer.param_groups, self.base, strict=True):
-            group["lr"] = base * share
+            group["lr"] = base * factor
         self.step += 1
 
 
@@ -141,21 +142,21 @@ class DivergedError(RuntimeError):
 
 
 class FiniteLoss(SupervisedPlugin):  # type: ignore[misc]
-    """Stops a run whose loss is no longer finite, before the step that would spoil the weights."""
+    """Stops a run whose loss is no longer finite, before the step that would make the weights useless."""
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         loss = strategy.loss.item()
         if not math.isfinite(loss):
             clock = strategy.clock
             raise DivergedError(
-                f"the loss became {loss} in experience {clock.train_exp_counter + 1}, "
+                f"the loss became {loss} in task {clock.train_exp_counter + 1}, "
                 f"epoch {clock.train_exp_epochs + 1}, step {clock.train_epoch_iterations + 1}; "
                 "a lower learning rate may help"
             )
 
 
 class PredictionCollector(SupervisedPlugin):  # type: ignore[misc]
-    """Collects predicted and true labels of one evaluation."""
+    """Collects the predicted and true labels of an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,25 +172,29 @@ class PredictionCollector(SupervisedPlugin):  # type: ignore[misc]
 
 
 class ProgressReporter(SupervisedPlugin):  # type: ignore[misc]
-    """Tells an observer how training goes, at most once in `every` seconds: reading a loss off a GPU
-    waits for it, so it must not happen at every step."""
+    """Reports the progress of training to an observer.
+
+    Args:
+        observe: called at the start of each experience, and then at most once in `every` seconds.
+        experiences: their number, for the messages.
+    """
 
     def __init__(self, observe: Observer, experiences: int, every: float) -> None:
         super().__init__()
         self.observe, self.experiences, self.every = observe, experiences, every
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.told, self.images = time.perf_counter(), 0
+        self.reported, self.images = time.perf_counter(), 0
         self.observe(ProgressUpdate("learning", strategy.clock.train_exp_counter + 1, self.experiences))
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self.images += len(strategy.mb_y)
-        elapsed = time.perf_counter() - self.told
+        elapsed = time.perf_counter() - self.reported
         if elapsed >= self.every:
-            self.observe(self._tick(strategy, elapsed))
-            self.told, self.images = time.perf_counter(), 0
+            self.observe(self._update(strategy, elapsed))
+            self.reported, self.images = time.perf_counter(), 0
 
-    def _tick(self, strategy: Any, elapsed: float) -> ProgressUpdate:
+    def _update(self, strategy: Any, elapsed: float) -> ProgressUpdate:
         clock, steps = strategy.clock, len(strategy.dataloader)
         done = clock.train_exp_epochs * steps + clock.train_epoch_iterations + 1
         return ProgressUpdate(

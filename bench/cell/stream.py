@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 
 class RowDataset(Dataset[tuple[Tensor, int]]):
-    """uint8 images (n, H, W, 3) and labels, some rows of them. The images are shared, never copied."""
+    """Some rows of uint8 images (n, H, W, 3) and their labels. The images are shared, not copied."""
 
     def __init__(self, images: Tensor, labels: Sequence[int], rows: Sequence[int]) -> None:
         self.images, self.rows = images, list(rows)
@@ -26,9 +26,14 @@ class RowDataset(Dataset[tuple[Tensor, int]]):
         return self.images[self.rows[i]], self.targets[i]
 
 
+def tasks_of_labels(task_sizes: Sequence[int]) -> list[int]:
+    """The task of each label, by label."""
+    return [task for task, size in enumerate(task_sizes) for _ in range(size)]
+
+
 def rows_by_task(labels: Sequence[int], task_sizes: Sequence[int]) -> list[list[int]]:
-    """Rows of each task; labels are positions in the class order, so a task is a contiguous range."""
-    task_of = [task for task, size in enumerate(task_sizes) for _ in range(size)]
+    """The rows of each task. Labels are positions in the class order, so those of a task are a range."""
+    task_of = tasks_of_labels(task_sizes)
     rows: list[list[int]] = [[] for _ in task_sizes]
     for row, label in enumerate(labels):
         rows[task_of[label]].append(row)
@@ -36,10 +41,10 @@ def rows_by_task(labels: Sequence[int], task_sizes: Sequence[int]) -> list[list[
 
 
 def experiences(images: Any, labels: Any, task_sizes: Sequence[int]) -> list[Any]:
-    """Avalanche's training experiences, in order: `.dataset`, `.classes_in_this_experience`, and so on.
+    """Avalanche's training experiences, one per task, in order.
 
-    Avalanche's own generators are not used: they drop the classes that do not divide evenly, and they
-    reseed the global random generator.
+    Avalanche's own generators are not used, because they drop classes if the tasks cannot be of equal size,
+    and reseed the global random generator.
     """
     shared, plain = torch.from_numpy(images), labels.tolist()
     sets = [
@@ -49,12 +54,12 @@ def experiences(images: Any, labels: Any, task_sizes: Sequence[int]) -> list[Any
 
 
 def union(images: Any, labels: Any, n_classes: int) -> Any:
-    """One experience with the images of the first `n_classes` classes: the input of a whole evaluation."""
+    """One experience with all images of the first `n_classes` classes, for an evaluation."""
     rows = rows_of_classes(labels, n_classes)
     dataset = as_classification_dataset(RowDataset(torch.from_numpy(images), labels.tolist(), rows))
     return benchmark_from_datasets(test=[dataset]).streams["test"][0]
 
 
 def rows_of_classes(labels: Any, n_classes: int) -> list[int]:
-    """Rows of the images of the first `n_classes` classes, ascending; the order of `union`."""
+    """The rows of the images of the first `n_classes` classes, ascending; `union` has the same order."""
     return [row for row, label in enumerate(labels.tolist()) if label < n_classes]

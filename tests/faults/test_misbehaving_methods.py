@@ -30,7 +30,7 @@ REASONS = {
     "raises": ("failed", "RuntimeError: the disk is on fire"),
     "nan": (
         "diverged",
-        "DivergedError: the loss became nan in experience 2, epoch 1, step 1; a lower learning rate may help",
+        "DivergedError: the loss became nan in task 2, epoch 1, step 1; a lower learning rate may help",
     ),
     "hog": (
         "oom",

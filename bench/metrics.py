@@ -38,7 +38,7 @@ class Metric:
 
 
 def accuracy_matrix(correct: Correct, counts: Counts) -> Matrix:
-    """a[i][j] = correct[i][j] / counts[j], T x T fractions, None where not evaluated.
+    """`a[i][j] = correct[i][j] / counts[j]`, T x T fractions, None where not evaluated.
 
     Raises:
         ValueError: if a task has no test images, or the shapes disagree.

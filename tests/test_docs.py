@@ -119,7 +119,8 @@ def test_the_script_without_the_harness_learns():
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_every_local_link_leads_somewhere(page):
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-        assert (page.parent / link).exists(), link
+        outside = link.startswith("../../actions/")  # of the repository's page on GitHub
+        assert outside or (page.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)

@@ -37,13 +37,14 @@ PAGES = {
 
 #: A code block, code inside a line, or a link or image with its relative target and what follows it.
 _LINK = re.compile(
-    r"(?P<code>^```.*?^```$|`[^`\n]+`(?!\]))|\]\((?P<to>(?![a-z]+:|#)[^)\s#]+)(?P<rest>[^)]*)\)",
+    r"(?P<code>^```.*?^```$|(?<!\[)`[^`\n]+`)"
+    r"|(?P<text>`[^`\n]+`)?\]\((?P<to>(?![a-z]+:|#)[^)\s#]+)(?P<rest>[^)]*)\)",
     re.DOTALL | re.MULTILINE,
 )
 
-#: An image from another server, with the link around it.
-_REMOTE_IMAGE = re.compile(
-    r"\[!\[[^]]*\]\(https?:[^)]*\)\]\([^)]*\)|!\[[^]]*\]\(https?:[^)]*\)|<img[^>]+https?:[^>]*>"
+#: An image, with the link around it if there is one.
+_IMAGE = re.compile(
+    r"\[!\[[^]]*\]\((?P<linked>[^)\s]+)[^)]*\)\]\([^)]*\)|!\[[^]]*\]\((?P<plain>[^)\s]+)[^)]*\)"
 )
 
 
@@ -63,7 +64,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite the links of a page."""
     here = page.file.src_uri
-    return site_links(_REMOTE_IMAGE.sub("", markdown), here, api_modules(config.nav))
+    return site_links(without_remote_images(markdown, here), here, api_modules(config.nav))
 
 
 def api_modules(nav: Any) -> list[str]:
@@ -85,6 +86,17 @@ def source_of(page: str) -> str:
     return sources.get(page, DOCS + page)
 
 
+def without_remote_images(markdown: str, page: str) -> str:
+    """The text of a page without images, such as badges, that are not in the repository."""
+
+    def kept(match: re.Match[str]) -> str:
+        target = match["linked"] or match["plain"]
+        remote = ":" in target or resolved(source_of(page), target).startswith("..")
+        return "" if remote else match[0]
+
+    return _IMAGE.sub(kept, markdown)
+
+
 def site_links(markdown: str, page: str, modules: Iterable[str]) -> str:
     """The text of a page of the site, with its relative links changed from the repository's to the site's."""
     known = list(modules)
@@ -94,7 +106,7 @@ def site_links(markdown: str, page: str, modules: Iterable[str]) -> str:
             return match[0]
         target = site_path(resolved(source_of(page), match["to"]), known)
         start = posixpath.dirname(page) or "."
-        return f"]({posixpath.relpath(target, start)}{match['rest']})"
+        return f"{match['text'] or ''}]({posixpath.relpath(target, start)}{match['rest']})"
 
     return _LINK.sub(rewritten, markdown)
 

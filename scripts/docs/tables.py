@@ -9,6 +9,7 @@ marks the places.
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -186,6 +187,17 @@ def _growth_cells(reference: Reference, row: Row) -> Iterator[str]:
     yield number(statistics.mean(sizes) / KIB, 0)
 
 
+def code_of(page: str) -> Callable[[Reference], str]:
+    """The Python block of a page of docs/, so that another page can show the same code."""
+
+    def render(_: Reference) -> str:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        (block,) = re.findall(r"^```python\n.*?^```$", text, re.DOTALL | re.MULTILINE)
+        return str(block)
+
+    return render
+
+
 def costs(row: Row, task: int) -> list[ExperienceCost]:
     """The cost of one task in each finished cell."""
     return [record.cost.experiences[task] for record in row.done if record.cost]
@@ -302,6 +314,7 @@ TABLES: Mapping[str, Callable[[Reference], str]] = {
         ("task mean", "by sample", "incremental", "mean gap of the first two"), footguns.forms
     ),
     "growth": growth,
+    "plain-avalanche": code_of("plain-avalanche.md"),
 }
 
 VALUES: Mapping[str, Callable[[Reference], str]] = {

@@ -47,6 +47,29 @@ def test_a_link_with_code_as_its_text_is_a_link():
     assert site.site_links("[`a`](../LICENSE)", "results.md", MODULES) == "[`a`](files/LICENSE)"
 
 
+def test_code_between_links_is_no_part_of_them():
+    text = "| [`a`](../methods/base.py) | the `b` and `c` | [d](../LICENSE) |"
+    expected = "| [`a`](api/methods.base.md) | the `b` and `c` | [d](files/LICENSE) |"
+    assert site.site_links(text, "results.md", MODULES) == expected
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "![b](https://example.org/b.svg)",
+        "[![b](https://example.org/b.svg)](LICENSE)",
+        "[![CI](../../actions/workflows/ci.yml/badge.svg)](../../actions/workflows/ci.yml)",
+    ],
+)
+def test_an_image_that_is_not_in_the_repository_is_left_out(image):
+    assert site.without_remote_images(f"a {image} b", "index.md") == "a  b"
+
+
+def test_an_image_of_the_repository_stays():
+    text = "![b](results/reference/b.svg) [![b](docs/b.svg)](LICENSE)"
+    assert site.without_remote_images(text, "index.md") == text
+
+
 def test_linked_files_are_copied_and_pages_are_not():
     texts = {"README.md": "[l](LICENSE) [p](docs/prompts.md) [m](methods/base.py) [g](gone.md) [d](docs)"}
     assert site.copied_files(texts, MODULES) == {"LICENSE"}

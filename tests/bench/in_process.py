@@ -1,10 +1,11 @@
-"""Executors that run cells and measure inference in the test's own process, where a test can watch the work."""
+"""Executors that run cells and measure inference in this process, where a test can watch the work."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bench.cell.inference import InferenceResult
@@ -30,7 +31,7 @@ def run_here(
 
 
 class Done:
-    """In place of a `Worker`: the function has run in this process; its messages and result wait to be read."""
+    """In place of a `Worker`: the function ran in this process; its messages and result wait to be read."""
 
     timed_out = False
 
@@ -115,3 +116,12 @@ def executors(**functions: Callable[..., Any]) -> Executors:
             "processes": in_this_process(ProcessExecutor, **functions),
         }
     )
+
+
+def saving(save: Callable[..., None]) -> Executors:
+    """As `executors`, with `save` in place of `bench.cell.resume.save`: called where a checkpoint is due."""
+
+    def start(function: Callable[..., Any], *arguments: Any, **options: Any) -> Done:
+        return Done(partial(function, save=save), *arguments, **options)
+
+    return executors(start=start)

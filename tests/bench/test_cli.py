@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bench.cell.backbone import MICRO_NAME
+from bench.predictions import PATTERN
 from bench.record import RECORD_NAME, SCHEMA, read
+from tests.bench.in_process import saving
 from tests.conftest import tiny_vit
 
 TINY = ("--weights", "random", "--scale", "smoke", "--seeds", "0")
@@ -53,7 +57,9 @@ BAD = {
     "image size that does not suit": (["--image-size", "33"], "multiples of its patch size, 4"),
     "image size beyond all memory": (["--image-size", "100000"], "less than or equal to 4096"),
     "cuda where there is none": (["--device", "cuda"], "torch sees no CUDA device"),
-    "unknown executor": (["--executor", "slurm"], "got 'slurm'"),
+    "unknown executor": (["--executor", "process"], "unknown executor 'process'; did you mean 'processes'"),
+    "executor like no other": (["--executor", "slurm"], "Legal: processes, ray, serial"),
+    "a cluster's address, serially": (["--ray-address", "auto"], "use --executor ray"),
     "several cells at a time, serially": (["--workers", "2"], "--executor processes"),
     "a name on two lines": (["--methods", "ncm\nfinetune"], "unknown method 'ncm finetune'"),
     "a benchmark's option that is a list": (["--benchmarks", "digits:a=[1]"], "unknown option of digits 'a'"),
@@ -65,15 +71,14 @@ BAD = {
 
 @pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
 def test_a_mistake_is_answered_in_a_sentence_and_nothing_is_written(
-    arguments, words, cli, tmp_path, monkeypatch
+    arguments, words, cli, tmp_path, monkeypatch, no_network
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("bench.benchmarks.download.urlopen", no_network, raising=False)
     defaults = dict(
         zip(["--methods", "--weights", "--scale", "--seeds"], ["ncm", "random", "smoke", "0"], strict=True)
     )
-    given = [part for k, v in defaults.items() if k not in arguments for part in (k, v)]
-    status, out, err = cli("run", *given, *arguments)
+    others = [part for k, v in defaults.items() if k not in arguments for part in (k, v)]
+    status, out, err = cli("run", *others, *arguments)
     assert status == 2
     assert err.startswith("error: ")
     assert words in err
@@ -81,8 +86,14 @@ def test_a_mistake_is_answered_in_a_sentence_and_nothing_is_written(
     assert not (tmp_path / "results").exists()
 
 
-def no_network(*args, **kwargs):
+def refuse(*args, **kwargs):
     raise OSError("no network in tests")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """No host name can be resolved."""
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_weights_of_another_architecture_are_refused(cli, tmp_path):
@@ -106,6 +117,8 @@ def test_malformed_toml_and_unknown_keys_are_refused(cli, tmp_path):
         ("methods = [", "not valid TOML"),
         ("sead = 1", "did you mean"),
         ("set = 3", "is a table"),
+        ("executor = 3", "executor: "),
+        ('executor = "serail"', "did you mean 'serial'"),
     ):
         path.write_text(text)
         status, _, err = cli("run", "--config", str(path))
@@ -135,7 +148,9 @@ def test_a_grid_runs_is_reused_and_is_reported(cli, tmp_path):
     assert "linear-probe" in out
     done = snapshot(tmp_path / "results")
     assert len([path for path in done if path.endswith(RECORD_NAME)]) == 2
-    assert {content for path, content in done.items() if not path.endswith(RECORD_NAME)} == {b""}  # locks
+    assert len([path for path in done if fnmatch(path, f"*/{PATTERN}")]) == 2
+    others = [path for path in done if not path.endswith((RECORD_NAME, ".safetensors"))]
+    assert {done[path] for path in others} == {b""}  # locks
     status, out, _ = cli(*GRID)
     assert status == 0
     assert "cells: 2; 2 done before, 0 to run" in out
@@ -152,7 +167,7 @@ DAMAGES = [lambda t: t[: len(t) // 2], lambda t: t.replace(f'"schema": {SCHEMA}'
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("again", ["failed", "all"])
-def test_a_damaged_record_is_told_and_left_alone_until_asked_for(damage, again, cli, tmp_path):
+def test_a_damaged_record_is_reported_and_left_alone_until_a_rerun_is_requested(damage, again, cli, tmp_path):
     cli("run", "--methods", "ncm", *TINY)
     (path,) = (tmp_path / "results").glob(f"ncm*/{RECORD_NAME}")
     path.write_text(damage(path.read_text()))
@@ -182,7 +197,7 @@ def test_a_report_names_the_records_it_cannot_read(damage, cli, tmp_path):
     assert "linear-probe" in report
 
 
-def test_a_dry_run_writes_nothing_and_tells_what_is_reused(cli, tmp_path):
+def test_a_dry_run_writes_nothing_and_shows_what_is_reused(cli, tmp_path):
     cli("run", "--methods", "ncm", *TINY)
     before = snapshot(tmp_path)
     status, out, _ = cli(*GRID, "--dry-run")
@@ -192,8 +207,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_reused(cli, tmp_path):
     assert snapshot(tmp_path) == before
 
 
-def test_missing_data_can_be_skipped_with_the_reason_on_record(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.benchmarks.download.urlopen", no_network, raising=False)
+def test_missing_data_can_be_skipped_with_the_reason_on_record(cli, tmp_path, no_network):
     arguments = (*GRID, "--benchmarks", "digits,imagenet-r", "--skip-missing")
     status, out, _ = cli(*arguments)
     assert status == 1
@@ -216,15 +230,12 @@ def test_a_config_file_is_overridden_by_the_command_line(cli, tmp_path):
     assert record.config["method"]["options"]["lr"] == 0.5
 
 
-def test_a_failing_cell_is_recorded_and_tried_again_while_the_rest_goes_on(cli, tmp_path, monkeypatch):
-    from methods.ncm import Ncm
+def test_a_failing_cell_is_recorded_and_tried_again_while_the_rest_goes_on(cli, tmp_path):
+    def broken(run, cell, folder, measurements):
+        if cell.method.name == "ncm":
+            raise RuntimeError("the disk\nis on fire")
 
-    def broken(self, strategy):
-        raise RuntimeError("the disk\nis on fire")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Ncm, "begin", broken)
-        status, out, _ = cli(*GRID)
+    status, out, _ = cli(*GRID, executors=saving(broken))
     assert status == 1
     assert "1 of 2 cells are not done" in out
     path = next((tmp_path / "results").glob(f"ncm*/{RECORD_NAME}"))
@@ -235,49 +246,41 @@ def test_a_failing_cell_is_recorded_and_tried_again_while_the_rest_goes_on(cli, 
     assert not (path.parent / "traceback.txt").exists()
 
 
-def test_a_run_that_diverges_and_one_out_of_memory_have_their_own_status(cli, tmp_path, monkeypatch):
+def test_a_run_that_diverges_and_one_out_of_memory_have_their_own_status(cli, tmp_path):
     status, _, _ = cli("run", "--methods", "finetune:lr=1e30", *TINY, "--set", "protocol.epochs=3")
     assert status == 1
     (path,) = (tmp_path / "results").glob(f"*/{RECORD_NAME}")
     assert read(path).status == "diverged"
     assert "lower learning rate" in read(path).reason
 
-    from methods.ncm import Ncm
-
-    def greedy(self, strategy):
+    def greedy(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Ncm, "begin", greedy)
-    assert cli("run", "--methods", "ncm", *TINY)[0] == 1
+    assert cli("run", "--methods", "ncm", *TINY, executors=saving(greedy))[0] == 1
     (path,) = (tmp_path / "results").glob(f"ncm*/{RECORD_NAME}")
     assert read(path).status == "oom"
 
 
-def interrupted(self, strategy):
-    """As Ctrl-C: the grid is told by the signal, and its cell ends by an exception."""
-    signal.raise_signal(signal.SIGINT)
-    raise KeyboardInterrupt
+def interrupted(run, cell, folder, measurements):
+    """As Ctrl-C: a signal requests a stop of the grid, and the cell ends by an exception."""
+    if cell.method.name == "linear-probe":
+        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
 
-def test_ctrl_c_leaves_valid_records_and_says_how_to_go_on(cli, tmp_path, monkeypatch):
-    from methods.linear_probe import LinearProbe
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LinearProbe, "begin", interrupted)
-        status, out, _ = cli("run", "--methods", "ncm,linear-probe", *TINY)
+def test_ctrl_c_leaves_valid_records_and_says_how_to_go_on(cli, tmp_path):
+    status, out, _ = cli("run", "--methods", "ncm,linear-probe", *TINY, executors=saving(interrupted))
     assert status == 1
     assert "stopped: 1 of 2 cells ended" in out
-    assert "the same command runs the rest, and those that were under way from their last experience" in out
+    assert "the same command runs the rest, and resumes interrupted cells after their last" in out
     statuses = {read(p).method: read(p).status for p in (tmp_path / "results").glob(f"*/{RECORD_NAME}")}
     assert statuses == {"ncm": "done", "linear-probe": "interrupted"}
     assert cli(*GRID)[0] == 0
-    with monkeypatch.context() as patched:
-        patched.setattr(LinearProbe, "begin", interrupted)
-        assert cli(*GRID, "--rerun", "all")[0] == 1
+    assert cli(*GRID, "--rerun", "all", executors=saving(interrupted))[0] == 1
     assert {read(p).status for p in (tmp_path / "results").glob(f"*/{RECORD_NAME}")} == {"done"}
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_harms_no_record(cli, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_a_sentence_and_harms_no_record(cli, tmp_path, monkeypatch):
     cli("run", "--methods", "ncm", *TINY)
     before = snapshot(tmp_path / "results")
 
@@ -296,8 +299,9 @@ def test_a_full_disk_is_told_in_a_sentence_and_harms_no_record(cli, tmp_path, mo
 
 def without_times(record) -> dict:
     plain = record.model_dump(mode="json")
-    kept = ("train_images", "flops", "plain_flops", "parameters")
-    plain["cost"] = {name: plain["cost"][name] for name in kept}
+    sizes = ("train_images", "flops", "trainable", "stored", "stored_bytes", "deployed", "deployed_bytes")
+    plain["cost"] = {name: record.cost.by_experience(name) for name in sizes}
+    plain["cost"]["plain_flops"] = record.cost.plain_flops
     plain["manifest"] |= {"started": None, "ended": None}
     return plain
 
@@ -317,7 +321,7 @@ def test_methods_of_one_seed_see_the_same_classes_in_the_same_order(cli, tmp_pat
     cli("run", "--methods", "finetune,ncm", "--weights", "random", "--scale", "smoke", "--seeds", "0,1")
     records = [read(path) for path in (tmp_path / "results").glob(f"*/{RECORD_NAME}")]
     orders = {seed: {tuple(r.class_order) for r in records if r.seed == seed} for seed in (0, 1)}
-    assert [len(found) for found in orders.values()] == [1, 1]
+    assert [len(distinct) for distinct in orders.values()] == [1, 1]
     assert orders[0] != orders[1]
 
 
@@ -331,12 +335,14 @@ def test_a_record_counts_every_test_image_once_and_every_parameter(cli, tmp_path
     width, depth, rank = 128, 6, 3
     low_rank = depth * 2 * (2 * width * rank)  # k and v, down and up
     heads = [size * (width + 1) for size in (4, 3, 3)]
-    parameters = record.cost.parameters
-    assert parameters.trainable == [low_rank + head for head in heads]
-    assert parameters.stored == [low_rank + sum(heads[: i + 1]) for i in range(3)]
-    backbone = parameters.deployed[0] - heads[0]  # the low-rank maps are merged into its weights
-    assert parameters.deployed == [backbone + sum(heads[: i + 1]) for i in range(3)]
-    assert len(record.cost.train_seconds) == len(record.cost.eval_seconds) == 3
+    cost = record.cost
+    assert cost.by_experience("trainable") == [low_rank + head for head in heads]
+    assert cost.by_experience("stored") == [low_rank + sum(heads[: i + 1]) for i in range(3)]
+    deployed = cost.by_experience("deployed")
+    backbone = deployed[0] - heads[0]  # the low-rank maps are merged into its weights
+    assert deployed == [backbone + sum(heads[: i + 1]) for i in range(3)]
+    assert all(each.train_seconds > 0 and each.eval_seconds > 0 for each in cost.experiences)
+    assert len(cost.experiences) == 3
     assert record.manifest.backbone_sha256 == "random"
 
 
@@ -370,13 +376,13 @@ def test_validation_never_opens_the_test_images(cli, tmp_path):
     assert {r.config["eval_on"] for r in records} == {"test", "validation"}
 
 
-def test_list_tells_what_exists_and_whether_its_data_are_here(cli):
+def test_list_shows_what_exists_and_whether_its_data_are_here(cli):
     status, out, _ = cli("list", "--json")
     assert status == 0
-    split_from_csv = {item["name"]: item for item in json.loads(out)}
-    assert {"finetune", "linear-probe", "ncm", "joint", "digits", "cifar100"} <= set(split_from_csv)
-    assert "not on this machine" in split_from_csv["cifar100"]["data"]
-    assert "path=FOLDER" in split_from_csv["image-folder"]["data"]
+    components = {item["name"]: item for item in json.loads(out)}
+    assert {"finetune", "linear-probe", "ncm", "joint", "digits", "cifar100"} <= set(components)
+    assert "not on this machine" in components["cifar100"]["data"]
+    assert "path=FOLDER" in components["image-folder"]["data"]
     assert "digits" in cli("list")[1]
 
 
@@ -398,9 +404,7 @@ def test_starting_up_imports_nothing_heavy(arguments, tmp_path):
     assert done.stdout.strip().splitlines()[-1] == "HEAVY []"
 
 
-def test_doctor_tells_what_is_here_and_downloads_nothing(cli, monkeypatch):
-    monkeypatch.setattr("bench.cell.backbone.urlopen", no_network)
-    monkeypatch.setattr("bench.benchmarks.download.urlopen", no_network, raising=False)
+def test_doctor_reports_what_is_here_and_downloads_nothing(cli, no_network):
     status, out, _ = cli("doctor")
     assert status == 0
     for words in (

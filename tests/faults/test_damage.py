@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_is_set_aside(damage, which, interrupted, start, wh
     used = max({1, 2} - set(which), default=0)
     noticed = which if used < 2 else []  # the first one is not read where the second one is intact
     command = start(*GRID)
-    command.wait_for_words("experience 3/3")
+    command.wait_for_words("task 3/3")
     for n in noticed:
         path = kept[n].relative_to(interrupted.parent)
         said = (

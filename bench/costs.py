@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
+from math import fsum
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -222,6 +223,20 @@ class Cost(FrozenModel):
         """The values of a field of `ExperienceCost`, one per experience; empty if none was measured."""
         values = [getattr(experience, field) for experience in self.experiences]
         return values if any(value is not None for value in values) else []
+
+    def total(self, field: str) -> float | None:
+        """The sum of a field over all experiences; None unless it was measured in each of them."""
+        values = self.by_experience(field)
+        return fsum(values) if values and None not in values else None
+
+    def last(self, field: str) -> Any:
+        """The value of a field after the last experience; None if it was not measured."""
+        return getattr(self.experiences[-1], field) if self.experiences else None
+
+    def last_latency(self, batch: int) -> Latency | None:
+        """Inference at a batch size after the last experience; None if it was not timed."""
+        timed = [latency for latency in self.latency or () if latency.batch == batch]
+        return max(timed, key=lambda latency: latency.experiences, default=None)
 
     @property
     def throughput(self) -> float | None:

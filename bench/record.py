@@ -363,6 +363,16 @@ def read_readable(results: Path) -> tuple[list[Record], list[str]]:
     Raises:
         UsageError: if the folder does not exist or cannot be read.
     """
+    records, complaints = read_folders(results)
+    return list(records.values()), complaints
+
+
+def read_folders(results: Path) -> tuple[dict[Path, Record], list[str]]:
+    """As `read_readable`, but with the folder of each record.
+
+    Raises:
+        UsageError: if the folder does not exist or cannot be read.
+    """
     try:
         cells = sorted(path for path in results.iterdir() if path.is_dir())
     except OSError as error:
@@ -370,10 +380,10 @@ def read_readable(results: Path) -> tuple[list[Record], list[str]]:
             f"cannot read the results folder '{results}' ({error.strerror}); give the folder that "
             "`python -m bench run --results DIR` has filled"
         ) from None
-    records, complaints = [], []
-    for path in (cell / RECORD_NAME for cell in cells if (cell / RECORD_NAME).exists()):
+    records, complaints = {}, []
+    for cell in (cell for cell in cells if (cell / RECORD_NAME).exists()):
         try:
-            records.append(read(path))
+            records[cell] = read(cell / RECORD_NAME)
         except RecordError as error:
             complaints.append(str(error))
     return records, complaints

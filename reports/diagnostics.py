@@ -1,4 +1,4 @@
-"""What methods tell of themselves, over the seeds of a row. No diagnostic is known by name here."""
+"""The methods' diagnostics, over the seeds of a row. No diagnostic is known by name here."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def names(group: Group) -> list[str]:
 
 
 def only_tables(group: Group, name: str) -> bool:
-    """Whether all that the group's cells tell under this name are tables."""
-    told = [(record.diagnostics or {}).get(name) for record in group.records]
-    values = [value for found in told if found for value in found.values if value is not None]
+    """Whether all entries of a diagnostic are tables, in all cells of the group."""
+    series = [(record.diagnostics or {}).get(name) for record in group.records]
+    values = [value for one in series if one for value in one.values if value is not None]
     return bool(values) and all(map(is_table, values))
 
 
 def title(name: str) -> str:
-    """A name as a reader sees it."""
+    """The name of a diagnostic as it is shown."""
     return name.replace("_", " ")
 
 
 def meanings(group: Group) -> list[tuple[str, str]]:
-    """(title, meaning) of each diagnostic; where methods mean different things, the title says who."""
+    """(title, meaning) of each diagnostic; where it has several meanings, the title names the methods."""
     users: dict[tuple[str, str], dict[str, None]] = {}
     for row in group.rows:
-        found = {(n, d.meaning) for record in row.done for n, d in (record.diagnostics or {}).items()}
-        for key in found:
+        keys = {(n, d.meaning) for record in row.done for n, d in (record.diagnostics or {}).items()}
+        for key in keys:
             variants_of = row.method.partition(":")[0]
             users.setdefault(key, {})[variants_of] = None
     several = {name for name in names(group) if sum(name == other for other, _ in users) > 1}
@@ -43,9 +43,9 @@ def meanings(group: Group) -> list[tuple[str, str]]:
 
 
 def means(row: Row, name: str) -> list[DiagnosticValue]:
-    """An entry per experience: the mean over the row's finished cells, block by block where it is a list.
+    """An entry per task: the mean over the row's finished cells, block by block where entries are lists.
 
-    None where a cell has none, and where it is a table; empty where a cell lacks the diagnostic altogether.
+    An entry is None where a cell has none, and where it is a table. Empty if a cell lacks the diagnostic.
 
     Raises:
         UsageError: if the cells have entries of different kinds, or lists of different lengths.
@@ -56,8 +56,8 @@ def means(row: Row, name: str) -> list[DiagnosticValue]:
         return []
     if len({kind(value) for values in series for value in values if value is not None}) > 1:
         raise UsageError(
-            f"the cells of {row.method} on {row.records[0].benchmark} have '{name}' in different forms, "
-            "numbers, lists of different lengths or tables; run them again by one version: --rerun all"
+            f"the cells of {row.method} on {row.records[0].benchmark} have '{name}' in different forms "
+            "(numbers, lists of different lengths, tables); run them again with one version: --rerun all"
         )
     return [_mean(values) for values in zip(*series, strict=True)]
 
@@ -73,12 +73,12 @@ def _mean(values: Sequence[DiagnosticValue]) -> DiagnosticValue:
 def last_table(row: Row, name: str) -> tuple[int, list[list[float]]] | None:
     """The last table of the row's first finished cell, with its seed; None if it has none.
 
-    Of one seed, because prompt 3 of one seed has nothing to do with prompt 3 of another: a mean over seeds
-    would hide a pool of which only a few are used.
+    It is not averaged over seeds, because prompt 3 of one seed is unrelated to prompt 3 of another: a mean
+    would hide that only a few prompts of a pool are used.
     """
     for record in row.done[:1]:
-        found = (record.diagnostics or {}).get(name)
-        tables = [value for value in found.values if is_table(value)] if found else []
+        diagnostic = (record.diagnostics or {}).get(name)
+        tables = [value for value in diagnostic.values if is_table(value)] if diagnostic else []
         if tables:
             return record.seed, tables[-1]
     return None

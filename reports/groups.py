@@ -1,15 +1,16 @@
-"""Which records may stand in one table: those of one benchmark, obtained under the same conditions.
+"""Groups of records that are shown in one table: one benchmark, under the same conditions.
 
-Content decides, not names: two cells share a row if their method's resolved configuration is equal, and
-a table if everything else is, the seed and what follows from it aside.
+Groups are formed by content, not by name. Cells with the same resolved configuration of their method share a
+row; cells that agree in everything else, but for the seed and what follows from it, share a table.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from bench.record import Record
@@ -17,17 +18,18 @@ from methods.errors import UsageError
 from reports.ranking import Run
 from reports.stats import estimate
 from reports.text import slug
+from reports.values import Value, final_accuracy, scaled
 
-#: Name of a condition -> its value as text; None where the cell never came to know it.
+#: Name of a condition -> its value as text; None where a cell ended before the value was known.
 Facts = dict[str, str | None]
 
-#: Parts of a configuration that belong to one cell (its method, its seed) or are told by the manifest.
+#: Parts of a configuration that belong to one cell (its method, its seed) or are in the manifest as well.
 _NOT_SHARED = frozenset({"method", "seed", "class_order", "task_sizes", "split_sha256", "backbone_sha256"})
 
-#: What a reader looks for first; the rest follows by name, the hashes last.
+#: The conditions that are listed first; the others follow by name, and the hashes last.
 _FIRST = ("protocol", "scale", "eval on", "tasks", "backbone", "image size", "epochs", "batch size")
 
-#: How the warning of a cell begins whose backbone was pre-trained on the benchmark's images.
+#: How the warning begins that a backbone was pre-trained on the benchmark's images.
 CONTAMINATED = "contaminated"
 
 HASHES = ("backbone sha256", "data sha256", "split sha256")
@@ -40,46 +42,45 @@ class Row:
     method: str
     records: tuple[Record, ...]
 
-    @property
+    @cached_property
     def done(self) -> list[Record]:
-        """The cells that have results."""
+        """The finished cells; they have results."""
         return [record for record in self.records if record.done]
 
     @property
     def unfinished(self) -> list[Record]:
-        """The cells that failed, were interrupted or skipped."""
+        """The cells that failed, were interrupted or were skipped."""
         return [record for record in self.records if not record.done]
 
-    @property
-    def last_only(self) -> bool:
-        """Evaluated after the last task only, as a method that trains on all tasks at once is."""
-        lacking = [r.metrics["learning_accuracy"] is None for r in self.done if r.metrics]
-        return bool(lacking) and all(lacking)
+    @cached_property
+    def is_reference(self) -> bool:
+        """Whether it was evaluated after the last task only, as a method that trains on all tasks at once."""
+        return bool(self.done) and all(scaled(record, "learning_accuracy") is None for record in self.done)
 
     @property
-    def competes(self) -> bool:
-        """Whether it is compared with other rows: it has a result, and learnt the tasks one by one."""
-        return bool(self.done) and not self.last_only
+    def is_ranked(self) -> bool:
+        """Whether it is compared with other rows: it has results and learnt the tasks one by one."""
+        return bool(self.done) and not self.is_reference
 
     @property
     def contaminated(self) -> bool:
-        """Whether a cell's backbone had seen the images before."""
+        """Whether the backbone of any of its cells was pre-trained on the benchmark's images."""
         return any(text.startswith(CONTAMINATED) for r in self.records for text in r.manifest.warnings)
 
-    def by_run(self, value: Callable[[Record], float | None]) -> dict[Run, float]:
-        """The value of each finished cell; empty if one has none."""
-        found = {(r.seed, tuple(r.class_order or ())): value(r) for r in self.done}
-        known = {run: number for run, number in found.items() if number is not None}
-        return known if len(known) == len(found) else {}
+    def by_run(self, value: Value) -> dict[Run, float]:
+        """The value of each finished cell; empty if one of them does not have it."""
+        values = {(record.seed, tuple(record.class_order or ())): value(record) for record in self.done}
+        known = {run: number for run, number in values.items() if number is not None}
+        return known if len(known) == len(values) else {}
 
     def metric(self, name: str) -> list[float | None]:
-        """One value per finished cell, fractions."""
+        """A metric of each finished cell, as a fraction."""
         return [record.metrics[name] for record in self.done if record.metrics]
 
 
 @dataclass(frozen=True)
 class Group:
-    """One table: a benchmark under one condition. `facts` hold for every cell in it."""
+    """One table: a benchmark under one set of conditions. `facts` are the conditions of every cell in it."""
 
     benchmark: str
     facts: Facts
@@ -88,29 +89,30 @@ class Group:
 
     @property
     def records(self) -> list[Record]:
-        """Every cell of the table."""
+        """All cells of the table."""
         return [record for row in self.rows for record in row.records]
 
     @property
     def done(self) -> list[Record]:
-        """The cells that have results."""
+        """All finished cells of the table."""
         return [record for row in self.rows for record in row.done]
 
     @property
     def ranked(self) -> list[Row]:
         """The rows that are compared with each other, best first."""
-        return [row for row in self.rows if row.competes]
+        return [row for row in self.rows if row.is_ranked]
 
     @property
     def stem(self) -> str:
-        """A file name of its own, the same whatever else is in the report."""
+        """A unique start for file names, which does not depend on what else is in the report."""
         content = json.dumps([self.benchmark, self.facts], sort_keys=True)
         return f"{slug(self.benchmark)}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def group(records: Sequence[Record]) -> list[Group]:
-    """Groups by benchmark and condition, rows by accuracy after those that are references only; independent
-    of the order of the records.
+    """Group records by benchmark and conditions: in each group the references, then the others, best first.
+
+    The result does not depend on the order of the records.
 
     Raises:
         UsageError: if two records are of the same cell.
@@ -128,47 +130,48 @@ def _names(groups: Sequence[Group]) -> list[str]:
 
 
 def _titled(groups: Sequence[Group], benchmark: str) -> Iterator[Group]:
-    """A benchmark with several conditions names in each title what differs."""
+    """The groups of a benchmark; where there are several, each title names the conditions that differ."""
     members = [group for group in groups if group.benchmark == benchmark]
     for member, difference in zip(members, distinguish([m.facts for m in members]), strict=True):
         yield replace(member, title=f"{benchmark} ({difference})" if difference else benchmark)
 
 
 def distinguish(several: Sequence[Facts]) -> list[str]:
-    """For each, its facts that are not the same in all: "scale quick, epochs 3"; empty if all are equal."""
+    """For each, the facts in which it differs from the others: "scale quick, epochs 3"; "" if none do."""
     names = in_order({name: None for facts in several for name in facts})
     differing = [name for name, _ in names if len({facts.get(name) for facts in several}) > 1]
     return [", ".join(phrase(name, facts.get(name)) for name in differing) for facts in several]
 
 
 def in_order(facts: Facts) -> list[tuple[str, str | None]]:
-    """The facts in the order of reading."""
+    """The facts, the most important first, the hashes last."""
     first = [name for name in _FIRST if name in facts]
     rest = sorted(facts.keys() - {*_FIRST, *HASHES})
     return [(name, facts[name]) for name in (*first, *rest, *HASHES) if name in facts]
 
 
 def phrase(name: str, value: str | None) -> str:
-    """A fact in words; hashes are shortened."""
+    """A fact in words, such as "image size 64"; hashes are shortened."""
     if value is None:
         return f"{name} unknown"
     return f"{name} {value[:12] if name in HASHES else value}"
 
 
 def _by_condition(records: Sequence[Record]) -> list[tuple[Facts, list[Record]]]:
-    """An unfinished cell that never saw its data or weights joins the first table it does not contradict."""
-    found: dict[str, tuple[Facts, list[Record]]] = {}
-    late = []
+    """Records by their facts. A cell that ended before its data or weights were read joins the first table
+    that it does not contradict."""
+    tables: dict[str, tuple[Facts, list[Record]]] = {}
+    incomplete = []
     for record in records:
         facts = _condition(record)
         if not record.done and None in facts.values():
-            late.append((facts, record))
+            incomplete.append((facts, record))
         else:
-            found.setdefault(_key(facts), (facts, []))[1].append(record)
-    for facts, record in sorted(late, key=lambda item: _key(item[0])):
-        home = next((key for key in sorted(found) if _fits(facts, found[key][0])), _key(facts))
-        found.setdefault(home, (facts, []))[1].append(record)
-    return [found[key] for key in sorted(found)]
+            tables.setdefault(_key(facts), (facts, []))[1].append(record)
+    for facts, record in sorted(incomplete, key=lambda item: _key(item[0])):
+        home = next((key for key in sorted(tables) if _fits(facts, tables[key][0])), _key(facts))
+        tables.setdefault(home, (facts, []))[1].append(record)
+    return [tables[key] for key in sorted(tables)]
 
 
 def _key(facts: Facts) -> str:
@@ -181,7 +184,7 @@ def _fits(partial: Facts, whole: Facts) -> bool:
 
 
 def _condition(record: Record) -> Facts:
-    """What must be equal in a table. Where each method has its paper's recipe, that is the row's."""
+    """The conditions that all cells of a table share; a paper's recipe belongs to the row instead."""
     shared = {name: value for name, value in record.config.items() if name not in _NOT_SHARED}
     facts: Facts = {"device": record.manifest.device, "tasks": str(record.tasks)}
     facts |= _flat({name: value for name, value in shared.items() if name not in ("benchmark", "protocol")})
@@ -200,12 +203,12 @@ def _recipe(record: Record) -> Facts:
 
 
 def is_paper(record: Record) -> bool:
-    """Whether each method was run by its own published recipe."""
+    """Whether the method was run with its published recipe."""
     return _part(record.config, "protocol").get("name") == "paper"
 
 
 def method_facts(record: Record) -> Facts:
-    """The method's resolved hyper-parameters, and its recipe where it has one of its own."""
+    """The method's resolved hyper-parameters and, under the papers' recipes, its recipe."""
     options = {k: v for k, v in _part(record.config, "method").items() if k not in ("name", "label")}
     plain: Facts = {}
     for name, value in options.items():
@@ -230,7 +233,7 @@ def _flat(tree: Mapping[str, Any]) -> Facts:
 
 
 def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
-    """References first, then the best; a method without a finished cell comes last."""
+    """References first, then the others by accuracy; methods without a finished cell come last."""
     alike: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         alike.setdefault((record.method, _key(method_facts(record))), []).append(record)
@@ -258,5 +261,5 @@ def _row(method: str, difference: str, records: Sequence[Record]) -> Row:
 
 
 def _rank(row: Row) -> tuple[bool, float, str]:
-    found = estimate(row.metric("accuracy"))
-    return (not row.last_only, -found.mean if found else 1.0, row.method)
+    accuracy = estimate(map(final_accuracy, row.done))
+    return (not row.is_reference, -accuracy.mean if accuracy else 1.0, row.method)

@@ -1,4 +1,4 @@
-"""The Markdown report as one HTML page that needs nothing beside it: no network, no script, no other file."""
+"""The Markdown report as one self-contained HTML page: no network, no script, no other file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from markdown_it.token import Token
 
 from reports.text import slug
 
-#: Kinds of images that a page can hold, by the ending of the file.
+#: Kinds of images that a page can contain, by the suffix of the file.
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
-#: The browser is to load nothing and run nothing, whatever the text holds.
+#: The browser loads and runs nothing, whatever the text contains.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 STYLE = """\
@@ -72,14 +72,14 @@ PAGE = """\
 
 
 def page(markdown: str, read: Callable[[str], bytes]) -> str:
-    """The page, with the images in it. Equal text and images give equal pages.
+    """The page with its images embedded. Equal text and images give equal pages.
 
-    A link that leads out of the page becomes its text, with the address where it is one on the network:
-    the files beside the report do not move with the page.
+    Links that lead out of the page become plain text, because the report's other files do not move with the
+    page; an address on the network is written after the text.
 
     Args:
         markdown: CommonMark with tables; HTML in it is shown as text.
-        read: gives the bytes of an image, by its path as the text has it.
+        read: the bytes of an image, by its path in the text.
 
     Raises:
         ValueError: if an image is of a kind that is not in `MEDIA_TYPES`.
@@ -100,7 +100,7 @@ def page(markdown: str, read: Callable[[str], bytes]) -> str:
 
 
 def _body(parser: MarkdownIt, tokens: Sequence[Token], contents: str) -> str:
-    """The text, with the list of contents before the first heading of the second level."""
+    """The text, with the table of contents before the first heading of the second level."""
     start = next((i for i, token in enumerate(tokens) if token.tag == "h2"), len(tokens))
     parts = [
         parser.renderer.render(list(_framed(part)), parser.options, {})
@@ -113,9 +113,10 @@ def _body(parser: MarkdownIt, tokens: Sequence[Token], contents: str) -> str:
 
 
 def _figures(tokens: Sequence[Token]) -> list[Token]:
-    """A paragraph that is an image becomes a figure, its alternative text the caption.
+    """Paragraphs that are an image become figures, with the alternative text as their caption.
 
-    The paragraph below it is left out if it links to files: it is that caption, with the figure's files.
+    The paragraph after an image is left out if it links to files: it repeats the caption for the Markdown
+    report, with links to the figure's files.
     """
     starts = [i for i, token in enumerate(tokens) if token.type == "paragraph_open"]
     figures = [i for i in starts if [child.type for child in tokens[i + 1].children or []] == ["image"]]
@@ -143,16 +144,16 @@ def _address(link: Token) -> str:
 
 
 def _unlinked(children: Sequence[Token]) -> Iterator[Token]:
-    """Without the links, which never nest; an address on the network is told unless it is the text."""
-    address, said = "", ""
+    """The tokens without links, which never nest. An address on the network is added if the text differs."""
+    address, text = "", ""
     for child in children:
         if child.type == "link_open":
-            address, said = _address(child), ""
+            address, text = _address(child), ""
         elif child.type == "link_close":
-            if urlsplit(address).scheme and said != address:
+            if urlsplit(address).scheme and text != address:
                 yield Token("text", "", 0, content=f" ({address})")
         else:
-            said += child.content
+            text += child.content
             yield child
 
 
@@ -176,20 +177,20 @@ _Heading = tuple[int, str, Token]
 
 
 def _headings(tokens: Sequence[Token]) -> list[_Heading]:
-    """The headings in order; each is given an id of its own."""
-    found: dict[str, _Heading] = {}
+    """The headings in order; each gets a unique id."""
+    headings: dict[str, _Heading] = {}
     for token, inline in pairwise(tokens):
         if token.type == "heading_open":
-            name = _free(slug(_plain(inline)), found)
+            name = _free(slug(_plain(inline)), headings)
             token.attrs["id"] = name
-            found[name] = (int(token.tag[1:]), name, inline)
-    return list(found.values())
+            headings[name] = (int(token.tag[1:]), name, inline)
+    return list(headings.values())
 
 
 def _free(name: str, taken: Container[str]) -> str:
-    """The name, numbered if it is taken already."""
+    """The name, with a number after it if it is taken."""
     names = chain([name], (f"{name}-{i}" for i in count(2)))
-    return next(found for found in names if found not in taken)
+    return next(candidate for candidate in names if candidate not in taken)
 
 
 def _plain(inline: Token) -> str:
@@ -206,7 +207,7 @@ def _contents(headings: Sequence[_Heading]) -> str:
 
 
 def _framed(tokens: Sequence[Token]) -> Iterator[Token]:
-    """Tables in a box of their own that scrolls, by keyboard too, and is named by the heading above it."""
+    """Each table in a box that scrolls, also by keyboard, and is labelled by the heading above it."""
     heading = ""
     for token in tokens:
         heading = str(token.attrs.get("id", heading))

@@ -1,4 +1,4 @@
-"""A table as LaTeX, for papers; it needs the package booktabs."""
+"""Tables as LaTeX, for papers; they need the package booktabs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from reports.tables import Table
 from reports.text import DASH, EN_DASH, clean
 
-#: What TeX acts on, what its old fonts lack, and what it would take for an option after the end of a row.
+#: Characters that TeX interprets, that its old fonts lack, or that it takes for an option after a row's end.
 _SIGNS = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -42,41 +42,41 @@ _ACTIVE = re.compile(f"{_MINUS}|--+|[{re.escape(''.join(_SIGNS))}]")
 
 
 def escape(text: str) -> str:
-    r"""Foreign text for a line of LaTeX, shown as it is and acted on in no way.
+    r"""Foreign text for a line of LaTeX, shown literally.
 
-    Letters outside ASCII are left alone: whether they can be set depends on the fonts of the document.
+    Letters outside ASCII are kept: whether they can be set depends on the fonts of the document.
 
     >>> print(escape("a_b {50 %} -0.5 --seed"))
     a\_b \{50 \%\} $-$0.5 -{}-seed
     """
-    return _ACTIVE.sub(_replaced, clean(text))
+    return _ACTIVE.sub(_replacement, clean(text))
 
 
-def _replaced(found: re.Match[str]) -> str:
-    """A hyphen before a number is its sign, hyphens in a row are no dash."""
-    sign = found[0]
+def _replacement(match: re.Match[str]) -> str:
+    """A hyphen before a number is a minus sign; several hyphens in a row must not become a dash."""
+    sign = match[0]
     if sign.startswith("-"):
         return "$-$" if sign == "-" else "{}".join(sign)
     return _SIGNS[sign]
 
 
-def table(found: Table, caption: str, label: str) -> str:
-    """A floating table, names to the left and numbers to the right.
+def table(content: Table, caption: str, label: str) -> str:
+    """A floating table, with names aligned to the left and numbers to the right.
 
     Args:
         caption: plain text.
         label: letters, digits, dashes and colons.
     """
-    heads = [escape(column) for column in found.columns]
-    rows = [[_cell(found, i, j) for j in range(len(row))] for i, row in enumerate(found.rows)]
+    titles = [escape(column) for column in content.columns]
+    rows = [[_cell(content, i, j) for j in range(len(row))] for i, row in enumerate(content.rows)]
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{escape(caption)}}}",
         rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{{'l' * found.heads}{'r' * (len(heads) - found.heads)}}}",
+        rf"\begin{{tabular}}{{{'l' * content.heads}{'r' * (len(titles) - content.heads)}}}",
         r"\toprule",
-        _line(heads),
+        _line(titles),
         r"\midrule",
         *map(_line, rows),
         r"\bottomrule",
@@ -86,9 +86,9 @@ def table(found: Table, caption: str, label: str) -> str:
     return "\n".join(["% needs \\usepackage{booktabs}", *lines, ""])
 
 
-def _cell(found: Table, row: int, column: int) -> str:
-    shown = escape(found.rows[row][column])
-    return rf"\textbf{{{shown}}}" if (row, column) in found.bold else shown
+def _cell(content: Table, row: int, column: int) -> str:
+    text = escape(content.rows[row][column])
+    return rf"\textbf{{{text}}}" if (row, column) in content.bold else text
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""The papers' numbers beside ours, and what keeps them from being compared.
+"""Published numbers next to ours, and the reasons why they are not comparable.
 
-A published number is called comparable only if every condition that is known to move results is known on
-both sides and is the same. What a source does not say is unknown, and unknown is never equal. The numbers
-are in results/published/, a TOML file a source.
+A published number is called comparable only if every condition that is known to change results is known on
+both sides, and is the same. A condition that a source does not state is unknown, and unknown is never equal.
+The numbers are in results/published/, one TOML file per source.
 """
 
 from __future__ import annotations
@@ -17,41 +17,38 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from bench.benchmarks.base import abbreviate
 from bench.benchmarks.splits import class_order
-from bench.metrics import METRICS, Metric
 from bench.model import FrozenModel
 from bench.record import Record
-from methods.errors import UsageError, describe_validation, unknown
+from methods.errors import UsageError, abbreviate, describe_validation, unknown
 from reports.groups import Group, Row
 from reports.stats import estimate
-from reports.tables import Table, scaled, with_interval
+from reports.tables import Table, with_interval
 from reports.text import DASH, number
+from reports.values import METRIC_BY_NAME, metric_value
 
-#: Where the sources lie in the repository; an installed package has none.
+#: The folder of the sources in the repository; an installed package has none.
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "published"
-
-BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 
 Order = Literal["own order", "CODA-Prompt's rule", "CODA-Prompt's rule on its own numbering", "seed 1993"]
 
 
 def _known_metric(name: str) -> str:
-    if name not in BY_NAME:
-        raise ValueError(str(unknown("metric", name, BY_NAME)))
+    if name not in METRIC_BY_NAME:
+        raise ValueError(str(unknown("metric", name, METRIC_BY_NAME)))
     return name
 
 
 class PublishedConditions(FrozenModel):
-    """What a number was obtained under. What is absent is unknown."""
+    """The conditions under which a number was obtained. An absent condition is unknown."""
 
     implementation: str | None = Field(None, description='"the authors\' code", or whose code it was')
     backbone: str | None = Field(None, description="full timm tag, or as much of it as is known")
     image_size: int | None = Field(None, gt=0, description="pixels")
     split: str | None = Field(None, description="which images are tested on")
     class_order: Order | None = Field(None, description="of the classes, over the seeds")
-    seeds: int | None = Field(None, ge=1, description="runs that the mean is over")
-    spread: Literal["standard deviation"] | None = Field(None, description="what stands behind the ±")
+    seeds: int | None = Field(None, ge=1, description="number of runs of the mean")
+    spread: Literal["standard deviation"] | None = Field(None, description="what the ± is")
     prompts_chosen_by: Literal["image", "batch"] | None = Field(None, description="at test, L2P, DualPrompt")
     epochs: int | None = Field(None, gt=0)
     batch_size: int | None = Field(None, gt=0)
@@ -61,11 +58,11 @@ class PublishedConditions(FrozenModel):
     head_init: Literal["zero", "default"] | None = None
     precision: Literal["fp32", "bf16"] | None = None
     options: dict[str, float | int | str] | None = Field(None, description="the method's, by our names")
-    departs: tuple[str, ...] = Field((), description="what no run of this harness does as the source did")
+    departs: tuple[str, ...] = Field((), description="what the source did and no run of this harness does")
 
 
 class Number(FrozenModel):
-    """One value, in percent or points; `form` says what it is where no metric here is the same."""
+    """One value, in percent or points; `form` describes it where no metric of this project is the same."""
 
     metric: Annotated[str, AfterValidator(_known_metric)] | None = None
     form: str | None = None
@@ -74,19 +71,19 @@ class Number(FrozenModel):
 
 
 class Result(FrozenModel):
-    """The numbers of one method on one benchmark: `method` is its name here, absent if it is not here."""
+    """The numbers of one method on one benchmark. `method` is its name in this project, if it has one."""
 
     method: str | None = None
-    name: str = Field(min_length=1, description="as the source calls it")
+    name: str = Field(min_length=1, description="the name in the source")
     benchmark: str = Field(min_length=1)
     tasks: int | None = Field(None, ge=1)
     conditions: PublishedConditions = PublishedConditions()
-    doubt: str | None = Field(None, description="why the value may belong to something else")
+    doubt: str | None = Field(None, description="why the value may be of something else")
     numbers: tuple[Number, ...] = Field(min_length=1)
 
 
 class PublishedSource(FrozenModel):
-    """One file. Conditions: of all results, of those `on` a benchmark, `of` a method (its name), of one."""
+    """One file. It states conditions for all results, `on` a benchmark, `of` a method by name, or for one."""
 
     title: str = Field(min_length=1)
     label: str = Field(min_length=1, description="in tables")
@@ -101,7 +98,7 @@ class PublishedSource(FrozenModel):
     results: tuple[Result, ...] = Field(min_length=1)
 
     def conditions_of(self, result: Result) -> PublishedConditions:
-        """What is known of a result: of each condition the nearest statement holds, the last of these."""
+        """The known conditions of a result; the most specific statement of each condition holds."""
         on, of = self.on.get(result.benchmark), self.of.get(result.name)
         layers = [part for part in (self.conditions, on, of, result.conditions) if part is not None]
         known = {name: getattr(c, name) for c in layers for name in sorted(c.model_fields_set)}
@@ -110,7 +107,7 @@ class PublishedSource(FrozenModel):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group's table, if there is anything to put in it; the reasons its cells refer to; sentences."""
+    """A group's table, None if it would be empty; the reasons that its cells number; sentences."""
 
     table: Table | None
     reasons: tuple[str, ...]
@@ -146,25 +143,25 @@ DUALLORA = (
     "DualLoRA: no published number could be verified; the paper's text and code were not available to us."
 )
 HOW_TO_READ = (
-    "Published values are as the sources give them: n is their number of runs, ± a standard deviation only "
-    "where sd is written. Here ± is the 95 % t-interval over seeds. Comparable means that all conditions are "
-    "known and equal; what a source does not say counts as different. Where nothing stands beside a value, "
-    f"{DASH}, no metric here is defined as it is, or its definition is not known."
+    "Published values are as their sources state them: n is the number of runs, and ± is a standard "
+    "deviation only where sd is written. Here, ± is the 95 % t-interval over seeds. Comparable means that "
+    "all conditions are known and equal; a condition that the source does not state counts as different. "
+    f"{DASH} in the column here: no metric of this project has the same definition, or it is not known."
 )
 
 
 def compare(group: Group, sources: Sequence[PublishedSource]) -> Comparison | None:
-    """The published numbers of the group's methods beside ours; None without sources."""
+    """The published numbers of the group's methods next to ours; None without sources."""
     if not sources:
         return None
-    found = [entry for row in group.rows if row.done for entry in _entries(row, sources)]
-    reasons = tuple(dict.fromkeys(entry.reason for entry in found if entry.reason))
-    return Comparison(_table(found, reasons), reasons, tuple(_notes(group, sources, found)))
+    entries = [entry for row in group.rows if row.done for entry in _entries(row, sources)]
+    reasons = tuple(dict.fromkeys(entry.reason for entry in entries if entry.reason))
+    return Comparison(_table(entries, reasons), reasons, tuple(_notes(group, sources, entries)))
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the table without its mark; `reason` is empty where all conditions are equal."""
+    """A row of the table without its last cell; `reason` is empty where all conditions are equal."""
 
     cells: tuple[str, ...]
     reason: str
@@ -172,10 +169,10 @@ class _Entry:
 
 def _entries(row: Row, sources: Sequence[PublishedSource]) -> Iterator[_Entry]:
     record = row.done[0]
-    wanted = (_name(record, "method"), _name(record, "benchmark"), record.tasks)
+    cell = (_name(record, "method"), _name(record, "benchmark"), record.tasks)
     for source in sources:
         for result in source.results:
-            if (result.method, result.benchmark, result.tasks) == wanted:
+            if (result.method, result.benchmark, result.tasks) == cell:
                 yield from _of_result(row, source, result)
 
 
@@ -183,50 +180,47 @@ def _of_result(row: Row, source: PublishedSource, result: Result) -> Iterator[_E
     conditions = source.conditions_of(result)
     reason = "; ".join(_differences(row, conditions, result.doubt))
     for published in result.numbers:
-        metric = BY_NAME[published.metric].title if published.metric else published.form or "unknown"
-        where = f"{source.label}: {result.name}"
-        cells = (row.method, where, metric, _theirs(published, conditions), _ours(row, published))
+        metric = METRIC_BY_NAME[published.metric].title if published.metric else published.form or "unknown"
+        label = f"{source.label}: {result.name}"
+        cells = (row.method, label, metric, _theirs(published, conditions), _ours(row, published))
         yield _Entry(cells, reason)
 
 
-def _table(found: Sequence[_Entry], reasons: Sequence[str]) -> Table | None:
+def _table(entries: Sequence[_Entry], reasons: Sequence[str]) -> Table | None:
     columns = ("method", "source", "metric", "published", "here", "comparable")
-    rows = tuple((*entry.cells, _mark(entry, reasons)) for entry in found)
+    rows = tuple((*entry.cells, _comparable(entry, reasons)) for entry in entries)
     return Table(columns, rows, heads=3) if rows else None
 
 
-def _mark(entry: _Entry, reasons: Sequence[str]) -> str:
-    """A value that no metric here is the same as has nothing beside it to be compared with."""
+def _comparable(entry: _Entry, reasons: Sequence[str]) -> str:
+    """Yes, or no with the number of the reason; also no where there is no value of ours to compare with."""
     if entry.reason:
         return f"no ({reasons.index(entry.reason) + 1})"
     return "no" if entry.cells[-1] == DASH else "yes"
 
 
-def _notes(group: Group, sources: Sequence[PublishedSource], found: Sequence[_Entry]) -> Iterator[str]:
+def _notes(group: Group, sources: Sequence[PublishedSource], entries: Sequence[_Entry]) -> Iterator[str]:
     methods = {_name(record, "method") for record in group.records}
     benchmark, tasks = _name(group.records[0], "benchmark"), group.records[0].tasks
-    there = [r for source in sources for r in source.results if r.benchmark == benchmark]
-    theirs = sorted({r.tasks for r in there if r.method in methods and r.tasks})
-    if found:
+    results = [r for source in sources for r in source.results if r.benchmark == benchmark]
+    published_tasks = sorted({r.tasks for r in results if r.method in methods and r.tasks})
+    if entries:
         yield HOW_TO_READ
-    elif not there:
+    elif not results:
         yield f"No source in results/published has numbers on {benchmark}."
-    elif not theirs:
+    elif not published_tasks:
         yield f"No source in results/published has numbers of these methods on {benchmark}."
     else:
-        yield f"Published numbers of these methods are for {_listed(theirs)} tasks, not for {tasks}."
+        listed = ", ".join(map(str, published_tasks))
+        yield f"Published numbers of these methods are for {listed} tasks, not for {tasks}."
     if "duallora" in methods:
         yield DUALLORA
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
 def _component(record: Record, part: str) -> Mapping[str, Any]:
     """The configuration of the method, the benchmark or the protocol."""
-    found = record.config.get(part)
-    return found if isinstance(found, Mapping) else {}
+    content = record.config.get(part)
+    return content if isinstance(content, Mapping) else {}
 
 
 def _name(record: Record, part: str) -> str:
@@ -246,16 +240,15 @@ def _theirs(published: Number, conditions: PublishedConditions) -> str:
 def _ours(row: Row, published: Number) -> str:
     if published.metric is None:
         return DASH
-    metric = published.metric
-    return with_interval(estimate(scaled(record, metric) for record in row.done), 2)
+    return with_interval(estimate(map(metric_value(published.metric), row.done)), 2)
 
 
-# ---- what differs ------------------------------------------------------------------------------
+# ---- differences in conditions -----------------------------------------------------------------
 
-#: (name, as published, here), None where it is not known.
+#: (name, published value, value here); a value is None where it is not known.
 Pair = tuple[str, str | None, str | None]
 
-#: The fields of bench.spec.Protocol that must be equal; the backbone is one more.
+#: Fields of bench.spec.Protocol that must be equal, in addition to the backbone.
 PROTOCOL = (
     "image_size",
     "epochs",
@@ -269,19 +262,19 @@ PROTOCOL = (
 
 FOLLOWED = "after the authors' code"
 
-#: The methods that choose prompts, where choosing for a batch lets the task identity in.
+#: The methods that choose prompts. Choosing once per batch lets the task identity leak in.
 CHOOSING = ("l2p", "dualprompt")
 
 
 def _differences(row: Row, conditions: PublishedConditions, doubt: str | None) -> Iterator[str]:
-    """What differs in words, published vs here, the unknown last; nothing if all is known and equal."""
+    """The differences in words, "published vs here", the unknown last; none if all is known and equal."""
     pairs = list(_pairs(row, conditions))
     yield from (f"{name} {theirs} vs {ours}" for name, theirs, ours in pairs if _differ(theirs, ours))
     yield from conditions.departs
     yield from [doubt] if doubt else []
-    lacking = [name for name, theirs, ours in pairs if theirs is None or ours is None]
-    if lacking:
-        yield f"unknown: {abbreviate(lacking, 3)}"
+    unstated = [name for name, theirs, ours in pairs if theirs is None or ours is None]
+    if unstated:
+        yield f"unknown: {abbreviate(unstated, 3)}"
 
 
 def _differ(theirs: str | None, ours: str | None) -> bool:
@@ -303,7 +296,7 @@ def _pairs(row: Row, conditions: PublishedConditions) -> Iterator[Pair]:
 
 
 def _options(record: Record, conditions: PublishedConditions) -> Iterator[Pair]:
-    """The hyper-parameters that the source states, and those that were changed here."""
+    """The hyper-parameters that the source states, and those changed here."""
     options = _component(record, "method").get("options", {})
     if conditions.options is None:
         yield "hyper-parameters", None, None
@@ -317,31 +310,31 @@ def _options(record: Record, conditions: PublishedConditions) -> Iterator[Pair]:
 
 
 def _text(value: Any) -> str | None:
-    """Equal values give equal text, however they are written: 1 and 1.0."""
+    """Equal values give equal text, such as 1 and 1.0."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:g}"
     return value if isinstance(value, str) or value is None else json.dumps(value)
 
 
 def _implementation(theirs: str | None) -> str | None:
-    """The methods here were written after the authors' code, so that counts as theirs."""
+    """The methods here follow the authors' code, so the authors' code counts as the same implementation."""
     return FOLLOWED if theirs == "the authors' code" else theirs
 
 
 def _tag(backbone: str | None) -> str | None:
-    """A tag that is not whole is shown, and is equal to none."""
+    """A full timm tag as it is; part of a tag is marked, so that it equals no tag."""
     return backbone if backbone is None or "." in backbone else f"{backbone} (not the whole tag)"
 
 
 def _split(record: Record) -> str:
-    """Which images are tested on here."""
+    """Which images are tested on in this project."""
     if _component(record, "benchmark").get("options", {}).get("split"):
         return "by a list that was given"
     return "official" if _name(record, "benchmark") == "cifar100" else "this project's"
 
 
 def _order(row: Row, theirs: str | None) -> str:
-    """The source's rule if all our seeds follow it, else the one that they do follow."""
+    """The source's rule if all our seeds follow it, else a rule that they do follow."""
     followed = [name for name, rule in RULES.items() if all(map(rule, row.done))]
     return theirs if theirs in followed else (followed or ["another"])[-1]
 
@@ -356,5 +349,5 @@ def _by_codas_rule(record: Record) -> bool:
     return order == class_order(len(order), record.seed)
 
 
-#: The rules that a record can be seen to follow. CODA-Prompt numbers ImageNet-R's classes in its own way.
+#: The rules that can be recognised from a record. CODA-Prompt numbers ImageNet-R's classes in its own way.
 RULES = {"own order": _as_numbered, "CODA-Prompt's rule": _by_codas_rule}

@@ -1,7 +1,7 @@
-"""Which of several columns of numbers is best, and from which others it can be told apart.
+"""Which of several methods is best, and which others are not significantly different from it.
 
-Everything here is about values by run: two runs are the same if they saw the same seed and the same classes
-in the same order. Comparisons are made within a run, and the interval is that of the differences.
+Everything here compares values by run. Two runs are paired if they have the same seed and learnt the classes
+in the same order; intervals are those of the paired differences.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from reports.stats import Estimate, estimate
 
-#: Differences of means up to this are rounding.
+#: A difference between means up to this is a rounding error.
 TOLERANCE = 1e-9
 
 Direction = Literal["higher", "lower"]
@@ -24,10 +24,10 @@ Values = Mapping[Run, float]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Who leads a column, by position: the one that is clearly `best`, or those `tied` at the top.
+class Leaders:
+    """Who leads a column, by position: the one that is significantly `best`, or those `tied` at the top.
 
-    Both are empty where there is nobody to compare with, or no interval to do it by.
+    Both are empty where fewer than two methods have values, or no interval can be computed.
     """
 
     best: int | None = None
@@ -40,46 +40,47 @@ def differences(a: Values, b: Values) -> dict[Run, float]:
 
 
 def mean(values: Values) -> float:
-    """Of at least one value."""
+    """The mean of at least one value."""
     return fsum(values.values()) / len(values)
 
 
-def ranks(values: Sequence[Values]) -> list[int | None]:
-    """1 for the highest mean; equal means share a rank, and what has no value has none."""
-    means = [mean(found) if found else None for found in values]
+def ranks(columns: Sequence[Values]) -> list[int | None]:
+    """1 for the highest mean; equal means share a rank, and an empty entry has none."""
+    means = [mean(values) if values else None for values in columns]
     return [
         None if own is None else 1 + sum(other is not None and other > own for other in means)
         for own in means
     ]
 
 
-def interval(found: Estimate) -> tuple[float, float] | None:
-    """Its two ends; None for a single value."""
-    if found.half_width is None:
+def interval(difference: Estimate) -> tuple[float, float] | None:
+    """The two ends of the interval; None for a single value."""
+    if difference.half_width is None:
         return None
-    return found.mean - found.half_width, found.mean + found.half_width
+    return difference.mean - difference.half_width, difference.mean + difference.half_width
 
 
-def exceeds(a: Values, b: Values) -> bool | None:
+def significantly_better(a: Values, b: Values) -> bool | None:
     """Whether the 95 % t-interval of a - b lies above zero; None with fewer than two common runs."""
-    found = estimate(differences(a, b).values())
-    ends = interval(found) if found else None
+    difference = estimate(differences(a, b).values())
+    ends = interval(difference) if difference else None
     return None if ends is None else ends[0] > TOLERANCE
 
 
-def standing(columns: Sequence[Values], direction: Direction) -> Standing:
-    """Who is best, and who is not told apart from it. An empty entry takes no part.
+def leaders(columns: Sequence[Values], direction: Direction) -> Leaders:
+    """Who is best, or who shares the lead. An empty entry takes no part.
 
-    Best alone is who exceeds the runner-up, and all others with which it has an interval.
+    The method with the best mean is `best` if it is significantly better than the runner-up, and than all
+    others with which it has an interval. Otherwise it is `tied` with those that are not significantly worse.
     """
     sign = 1 if direction == "higher" else -1
     values = {i: {run: sign * value for run, value in v.items()} for i, v in enumerate(columns) if v}
     order = sorted(values, key=lambda i: (-mean(values[i]), i))
     if len(order) < 2:
-        return Standing()
+        return Leaders()
     first, runner_up, *_ = order
-    verdicts = {i: exceeds(values[first], values[i]) for i in order[1:]}
+    verdicts = {i: significantly_better(values[first], values[i]) for i in order[1:]}
     tied = {i for i, verdict in verdicts.items() if verdict is False}
     if tied:
-        return Standing(tied=frozenset({first, *tied}))
-    return Standing(best=first) if verdicts[runner_up] else Standing()
+        return Leaders(tied=frozenset({first, *tied}))
+    return Leaders(best=first) if verdicts[runner_up] else Leaders()

@@ -12,6 +12,7 @@ from reports import costs, diagnostics, figures, files, html, published, summary
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, counted, escape, in_table
+from reports.warnings import unfinished, warnings
 
 REPORT_NAME = "report.md"
 HTML_NAME = "report.html"
@@ -19,32 +20,34 @@ HTML_NAME = "report.html"
 UNKNOWN = "unknown"
 
 FILES = (
-    f"`{HTML_NAME}` (all of it in one page), `figures/` (SVG and PNG), `{files.TABLES_FOLDER}/` (each table "
-    f"as CSV and LaTeX), `{files.CELLS_NAME}` (the raw numbers of every cell)"
+    f"`{HTML_NAME}` (the whole report in one page), `figures/` (SVG and PNG), `{files.TABLES_FOLDER}/` (each "
+    f"table as CSV and LaTeX), `{files.CELLS_NAME}` (the raw numbers of every cell)"
 )
 
-#: The files of a group's figures by kind, relative to the report; none where there was nothing to draw.
+#: The files of a group's figures by kind, relative to the report; an empty list if there is nothing to draw.
 Drawn = dict[str, list[str]]
 
 
 def write_report(records: Sequence[Record], out: Path, complaints: Sequence[str] = ()) -> Path:
     """Write `out`/report.md and its figures, `out`/figures/*.svg and *.png.
 
-    Beside them: report.html, the same in one file; tables/*.csv and *.tex; cells.csv with the raw numbers.
+    Also written: report.html, the same in one file; tables/*.csv and *.tex; cells.csv with the raw numbers.
 
     Args:
-        complaints: sentences on records that cannot be used; the report begins with them.
+        records: of any benchmarks and conditions; only comparable ones share a table.
+        out: the folder of the report; created if necessary.
+        complaints: sentences on records that cannot be used; they are at the top of the report.
 
     Returns:
         The path of the report.
 
     Raises:
-        UsageError: if there is no record, one cell is given twice, or `out` cannot be written to.
+        UsageError: if there is no record, two are of the same cell, or `out` cannot be written to.
     """
     if not records:
         raise UsageError(
             "; ".join(["no records to report on", *complaints])
-            + "; make some: python -m bench run (its --results is read here)"
+            + "; make some with python -m bench run, and pass its --results here"
         )
     groups = group(records)
     try:
@@ -94,25 +97,27 @@ def _lines(
 
 def _top(records: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
     yield from (f"- {escape(line)}" for line in summary.overview(records, groups))
-    yield f"- Written with this file: {FILES}"
+    yield f"- Files: {FILES}"
     yield from ["", "## Answer", ""]
-    yield "Final accuracy, means over seeds; differences are of the same seeds and class orders."
+    yield "Final accuracy, means over seeds; differences are between runs with the same seed and class order."
     yield ""
     yield from (f"- **{escape(g.title)}**: {escape(summary.answer(g))}" for g in groups)
     yield ""
 
 
 CAPTIONS = {
-    "curves": "Accuracy after each task, {}; lines are means over seeds, bands their 95 % t-intervals",
-    "tradeoff": "Final accuracy against latency and training memory, {}; means over seeds, bars their 95 % "
-    "t-intervals, the grey line the Pareto front, dashed what is evaluated after the last task only",
-    "forgetting": "Accuracy lost of each task by the end, {}; means over seeds",
+    "curves": "Accuracy after each task, {}; lines are means over seeds, bands are their 95 % t-intervals",
+    "tradeoff": "Final accuracy against latency and training memory, {}; means over seeds, bars are their "
+    "95 % t-intervals, the grey line is the Pareto front, dashed lines are references",
+    "forgetting": "Accuracy lost per task by the end of the stream, {}; means over seeds",
     "matrices": "Accuracy matrices, {}; means over seeds",
-    "growth": "Costs against the number of tasks learnt, {}; means over seeds, bands their 95 % t-intervals",
-    "latency": "Times of inference after the last task, {}; of all seeds: box from the 25th to the 75th "
-    "percentile with the median, line 5th to 95th, diamond 99th, dashed the plain ViT's median",
+    "growth": "Costs against the number of tasks learnt, {}; means over seeds, bands are their 95 % "
+    "t-intervals",
+    "latency": "Inference time after the last task, {}; samples of all seeds: boxes are the 25th to the 75th "
+    "percentile with the median, whiskers the 5th to the 95th, diamonds the 99th; the dashed line is the "
+    "median of the plain ViT",
     "diagnostics": "Diagnostics by block and task, {}; means over seeds",
-    "choices": "Which prompts test images were given, by task, {}; one seed of each method",
+    "choices": "Prompts chosen for the test images, by task, {}; one seed per method",
 }
 
 
@@ -121,12 +126,12 @@ CAPTIONS = {
 
 def _results(g: Group, drawn: Drawn) -> Iterator[str]:
     yield from [f"## {escape(g.title)}", "", _facts_line(g), ""]
-    for warning in tables.warnings(g):
+    for warning in warnings(g):
         yield from [f"> **Warning:** {escape(warning)}", ""]
     yield from _markdown(tables.headline(g))
     for note in tables.notes(g):
         yield from [escape(note), ""]
-    yield from _list_of("Not finished, and not part of any mean:", map(escape, tables.unfinished(g)))
+    yield from _list_of("Unfinished cells, not included in any mean:", map(escape, unfinished(g)))
     for kind in ("curves", "tradeoff", "forgetting", "matrices", "growth", "latency"):
         yield from _figure(g, drawn, kind)
     yield from _details(g)
@@ -168,15 +173,15 @@ def _costs(g: Group) -> Iterator[str]:
 
 
 def _published(g: Group) -> Iterator[str]:
-    found = published.compare(g, published.load())
-    if found is None:
+    comparison = published.compare(g, published.load())
+    if comparison is None:
         return
     yield from ["### Published numbers", ""]
-    if found.table is not None:
-        yield from _markdown(found.table)
-    for note in found.notes:
+    if comparison.table is not None:
+        yield from _markdown(comparison.table)
+    for note in comparison.notes:
         yield from [escape(note), ""]
-    reasons = (f"({i}) {escape(reason)}" for i, reason in enumerate(found.reasons, start=1))
+    reasons = (f"({i}) {escape(reason)}" for i, reason in enumerate(comparison.reasons, start=1))
     yield from _list_of("Not comparable (published vs here):", reasons)
 
 
@@ -185,9 +190,9 @@ def _diagnostics(g: Group, drawn: Drawn) -> Iterator[str]:
     if not meanings:
         return
     yield from ["### Diagnostics", ""]
-    told = tables.told(g)
-    if told is not None:
-        yield from _markdown(told)
+    values = tables.diagnostics_table(g)
+    if values is not None:
+        yield from _markdown(values)
         yield from [tables.DIAGNOSTICS_NOTE, ""]
     yield from (f"- **{escape(name)}**: {escape(meaning)}" for name, meaning in meanings)
     yield ""
@@ -221,7 +226,7 @@ def _conditions(g: Group) -> Iterator[str]:
 
 
 def _all_facts(g: Group) -> dict[str, list[str]]:
-    """What the table shares, then what its cells recorded; several values where the cells differ."""
+    """The conditions of the table, then what its cells recorded; several values where the cells differ."""
     manifests = [record.manifest for record in g.records]
     facts = {name: [value if value is not None else UNKNOWN] for name, value in in_order(g.facts)}
     facts |= {"seeds": [str(seed) for seed in sorted({record.seed for record in g.records})]}
@@ -234,7 +239,6 @@ def _all_facts(g: Group) -> dict[str, list[str]]:
     }
     facts |= {"backbone": _distinct(m.backbone for m in manifests)}
     facts |= {"backbone sha256": _distinct(m.backbone_sha256 for m in manifests)}
-    facts |= {"schema of the records": _distinct(str(record.schema_version) for record in g.records)}
     facts |= {"commit": _distinct(_commit(record) for record in g.records)}
     facts |= {
         "first start": [min(m.started for m in manifests)],
@@ -244,7 +248,7 @@ def _all_facts(g: Group) -> dict[str, list[str]]:
 
 
 def _timing(g: Group) -> dict[str, list[str]]:
-    """What latencies were measured under; empty if none was."""
+    """The conditions of the latencies; empty if nothing was timed."""
     facts = {
         "timed on": _distinct(costs.conditions(record) for record in g.done),
         "timing": _distinct(costs.procedure(record) for record in g.done),
@@ -292,8 +296,8 @@ def _markdown(table: Table) -> Iterator[str]:
 
 
 def _cell(text: str, bold: bool) -> str:
-    shown = in_table(escape(text))
-    return f"**{shown}**" if bold else shown
+    escaped = in_table(escape(text))
+    return f"**{escaped}**" if bold else escaped
 
 
 def _list_of(title: str, items: Iterable[str]) -> Iterator[str]:

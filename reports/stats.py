@@ -1,4 +1,4 @@
-"""What several seeds say about a mean."""
+"""Means over seeds and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 class Estimate:
     """A mean over `n` seeds and the half-width of its t-interval, in the unit of the values.
 
-    One seed has no interval: `half_width` is then None.
+    `half_width` is None for a single seed, which has no interval.
     """
 
     mean: float
@@ -26,7 +26,7 @@ class Estimate:
 def estimate(values: Iterable[float | None]) -> Estimate | None:
     """Mean and 95 % t-interval over seeds; None if a value is missing or there are none.
 
-    The t-interval keeps its coverage from two values on, for values that are about normal. A bootstrap
+    For approximately normal values the t-interval has its nominal coverage from two values on. A bootstrap
     over three or five seeds does not: it covers 75 to 83 % at a nominal 95 %.
     """
     numbers = list(values)

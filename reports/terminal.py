@@ -1,4 +1,4 @@
-"""The report's headline tables on a terminal: the same tables, another renderer."""
+"""The report's headline tables on a terminal."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from reports import summary, tables
 from reports.groups import Group, group
 from reports.tables import Table
 from reports.text import clean
+from reports.warnings import unfinished, warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Longer names are folded.
+#: Longer names are wrapped.
 NAME_WIDTH = 30
 
 
 def print_table(records: Sequence[Record], console: Console | None = None) -> None:
-    """Print a headline table per benchmark and condition, with its answer, warnings and notes.
+    """Print each group: its best method, its headline table, its warnings and notes.
 
     Raises:
         UsageError: if two records are of the same cell.
     """
     from rich.console import Console
 
-    shown = console or Console()
+    target = console or Console()
     if not records:
-        shown.print("no records to show")
+        target.print("no records to show")
     for g in group(records):
-        _print_group(g, shown)
+        _print_group(g, target)
 
 
 def _print_group(g: Group, console: Console) -> None:
@@ -41,9 +42,9 @@ def _print_group(g: Group, console: Console) -> None:
     console.print(Text(clean(summary.answer(g))))
     for part in _parts(_cleaned(tables.headline(g)), console.width):
         _print_part(part, console)
-    for warning in tables.warnings(g):
+    for warning in warnings(g):
         console.print(Text(f"warning: {clean(warning)}", style="yellow"))
-    for sentence in tables.unfinished(g):
+    for sentence in unfinished(g):
         console.print(Text(f"not finished: {clean(sentence)}", style="red"))
     for note in tables.notes(g):
         console.print(Text(clean(note), style="dim"))
@@ -55,26 +56,29 @@ def _cleaned(table: Table) -> Table:
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:
-    """The table cut into parts that fit the terminal, each with the names: no number is folded."""
+    """The table cut into parts that fit the terminal, each with the names, so that no number is wrapped."""
     heads = range(table.heads)
     room = width - 1 - sum(_width(table, i) for i in heads)
     part: list[int] = []
     for i in range(table.heads, len(table.columns)):
         if part and sum(_width(table, j) for j in (*part, i)) > room:
-            yield _picked(table, [*heads, *part])
+            yield _with_columns(table, [*heads, *part])
             part = []
         part.append(i)
-    yield _picked(table, [*heads, *part])
+    yield _with_columns(table, [*heads, *part])
 
 
 def _width(table: Table, column: int) -> int:
-    """Characters a column needs: its titles break between words, its cells nowhere, but for long names."""
+    """The characters a column needs if its title wraps between words and its cells do not wrap at all.
+
+    Only names longer than `NAME_WIDTH` are wrapped.
+    """
     words = table.columns[column].split()
     needed = 2 + max(len(text) for text in (*words, *(row[column] for row in table.rows)))
     return min(needed, NAME_WIDTH) if column < table.heads else needed
 
 
-def _picked(table: Table, columns: Sequence[int]) -> Table:
+def _with_columns(table: Table, columns: Sequence[int]) -> Table:
     rows = tuple(tuple(row[j] for j in columns) for row in table.rows)
     bold = frozenset((i, columns.index(j)) for i, j in table.bold if j in columns)
     return Table(tuple(table.columns[j] for j in columns), rows, bold, table.heads)

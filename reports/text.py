@@ -1,4 +1,4 @@
-"""Numbers and foreign text as they appear in a report."""
+"""Formatting of numbers, and escaping of text that comes from outside."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ EN_DASH = "\N{EN DASH}"
 
 _ENTITIES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
 
-#: What Markdown acts on inside a line; an underscore within a word is not.
+#: Characters that Markdown interprets inside a line; an underscore within a word is not one of them.
 _ACTIVE = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
-#: Where a backslash keeps a text from becoming a heading, a list or a rule, or a heading from losing its end.
+#: Positions where a backslash keeps text from becoming a heading, a list or a rule, or ending a heading.
 _BLOCK = re.compile(r"(^[0-9]{1,9}(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|-[- ]*$)|(?<=\s)(?=#+$))")
 
-#: What a spreadsheet takes for a formula, full-width signs included; a number may have a sign.
+#: Text that a spreadsheet takes for a formula, also with full-width signs; a number may have a sign.
 _FORMULA = re.compile(r"[=@\uff1d\uff0b\uff0d\uff20]|[+-](?![\d.,e±()/%\s\u2013-]*$)")
 
 
@@ -25,7 +25,7 @@ def clean(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Foreign text for a line of Markdown, shown as it is and acted on in no way.
+    r"""Foreign text for a line of Markdown, shown literally.
 
     >>> print(escape("a|b <b> *c* image_size"))
     a\|b &lt;b&gt; \*c\* image_size
@@ -34,9 +34,9 @@ def escape(text: str) -> str:
 
 
 def spreadsheet(text: str) -> str:
-    """Foreign text for a cell of a CSV file; a quote before it if a spreadsheet would run it as a formula.
+    """Foreign text for a cell of a CSV file, quoted if a spreadsheet would run it as a formula.
 
-    Quoting in the file's own syntax does not help: the program removes it before it looks at the text.
+    Quotation marks of the CSV syntax do not help: the program removes them before it interprets the text.
 
     >>> spreadsheet("=HYPERLINK(1)"), spreadsheet("-0.5 ± 0.1")
     ("'=HYPERLINK(1)", '-0.5 ± 0.1')
@@ -46,19 +46,19 @@ def spreadsheet(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Foreign text as a code span: its fence is longer than any run of backticks in it."""
+    """Foreign text as a code span, in a fence longer than any run of backticks in the text."""
     inner = clean(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", inner)), default=0))
     return f"{fence} {inner} {fence}" if "`" in inner or not inner else f"{fence}{inner}{fence}"
 
 
 def in_table(markdown: str) -> str:
-    r"""A cell of a Markdown table: a pipe must be escaped there even in a code span."""
+    r"""Markdown for a cell of a table, where a pipe must be escaped even in a code span."""
     return re.sub(r"(?<!\\)\|", r"\\|", markdown)
 
 
 def number(value: float, digits: int) -> str:
-    """Fixed digits, thousands apart, and no negative zero.
+    """A fixed number of digits after the point, commas between thousands, and no negative zero.
 
     >>> number(-0.001, 2), number(12345.678, 1)
     ('0.00', '12,345.7')
@@ -67,7 +67,7 @@ def number(value: float, digits: int) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """A number of things.
+    """A count with its noun, in the plural where needed.
 
     >>> counted(1, "thread"), counted(2, "thread")
     ('1 thread', '2 threads')
@@ -76,7 +76,7 @@ def counted(n: int, what: str) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """The leading digits of a number; a power of ten where it is too small to be written out.
+    """A number rounded to its leading digits; as a power of ten where it is very small.
 
     >>> significant(12.0), significant(0.98765), significant(12345), significant(0.0000123)
     ('12.0', '0.988', '12,300', '1.23e-05')
@@ -87,5 +87,5 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def slug(text: str) -> str:
-    """A short file name of lower-case letters, digits and dashes; not unique."""
+    """A short file name of lower-case letters, digits and dashes; not necessarily unique."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "unnamed"

@@ -43,3 +43,9 @@ def cells(axes: Any) -> list[list[float | None]]:
 def diagnosed(**values: list[Any]) -> dict[str, Any]:
     """A field of a record: diagnostics by name, an entry per experience."""
     return {"diagnostics": {name: {"meaning": "How open it is.", "values": v} for name, v in values.items()}}
+
+
+def constant(percent: int, tasks: int = 3) -> dict[str, Any]:
+    """Fields of a record whose accuracy is the same on every task at all times."""
+    correct = [[percent if j <= i else None for j in range(tasks)] for i in range(tasks)]
+    return {"correct": correct, "counts": [100] * tasks}

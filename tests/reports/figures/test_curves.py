@@ -9,6 +9,7 @@ import pytest
 
 from bench.record import Record
 from reports.groups import group
+from tests.reports.figures.conftest import constant
 
 Make = Callable[..., Record]
 
@@ -30,3 +31,9 @@ def test_the_dash_of_joint_is_no_line_through_tasks_it_was_not_evaluated_on(make
         if len(path.vertices) == 2 and np.isfinite(path.vertices).all()
     ]
     assert spans == [[2.5, 3.2]]
+
+
+def test_a_wide_band_ends_at_what_an_accuracy_can_be(make: Make, drawn: Any) -> None:
+    cells = [make("a", seed, **constant(percent)) for seed, percent in enumerate((99, 60))]
+    (axes,) = drawn("curves", group(cells)[0]).axes
+    assert axes.get_ylim() == (-1.0, 101.0)

@@ -44,8 +44,25 @@ def test_joint_has_lost_nothing_and_no_line(make: Make, costly: list[Record], dr
     axes = drawn("forgetting", only).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["fast", "slow"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
-    learning = [r for r in only.rows if not r.last_only]
+    learning = [r for r in only.rows if not r.is_reference]
     assert cells(axes) == [pytest.approx(accuracy_lost(r)) for r in learning]
+
+
+def test_the_mean_and_its_interval_stand_beside_the_line_of_the_method(make: Make, drawn: Any) -> None:
+    (only,) = group([make(name, skill=skill, loss=0.1) for name, skill in (("a", 0.9), ("b", 0.8))])
+    axes = drawn("forgetting", only).axes[0]
+    beside = {
+        text.get_position()[1]: text.get_text() for text in axes.texts if text.get_position()[0] == 1.03
+    }
+    means = [fmean(loss for loss in accuracy_lost(r) if loss is not None) for r in only.rows]
+    assert beside == {-0.25: "mean"} | {i + 0.5: f"{mean:.1f}" for i, mean in enumerate(means)}
+
+
+def test_the_scale_has_zero_and_ten_points_in_it(make: Make, drawn: Any) -> None:
+    small = make(correct=[[60, None, None], [58, 70, None], [55, 68, 70]], counts=COUNTS)
+    gain = make(correct=[[60, None, None], [80, 70, None], [95, 40, 70]], counts=COUNTS)
+    scales = [drawn("forgetting", group([r])[0]).axes[0].collections[0].get_clim() for r in (small, gain)]
+    assert scales == [(0.0, 10.0), (pytest.approx(-15.0), pytest.approx(30.0))]
 
 
 def test_without_an_evaluation_before_the_last_task_there_is_no_figure(make: Make, drawn: Any) -> None:

@@ -34,3 +34,14 @@ def test_there_are_three_in_a_line_on_one_scale(make: Make, drawn: Any) -> None:
     lefts = [round(axes.get_position().x0, 6) for axes in panels]
     assert lefts[3] == lefts[0] < lefts[1] < lefts[2]
     assert bar.get_xlabel() == "accuracy (%)"
+    assert len({type(artist) for artist in bar.collections}) == len(bar.collections)
+
+
+def test_only_the_outer_panels_are_numbered(make: Make, drawn: Any) -> None:
+    (only,) = group([make(name, skill=0.9 - 0.1 * i) for i, name in enumerate("abcd")])
+    *panels, _ = drawn("matrices", only).axes
+    tasks = ["1", "2", "3"]
+    lines = [[label.get_text() for label in axes.get_yticklabels()] for axes in panels]
+    columns = [[label.get_text() for label in axes.get_xticklabels()] for axes in panels]
+    assert lines == [tasks, [], [], tasks]
+    assert columns == [[], tasks, tasks, tasks]

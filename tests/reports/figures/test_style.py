@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ def test_every_figure_is_written_twice_with_the_same_bytes(
         assert [path.read_bytes() for path in first[kind]] == [path.read_bytes() for path in second[kind]]
 
 
+def test_files_have_no_date_and_no_version(costly: list[Record], tmp_path: Path) -> None:
+    (only,) = group(costly)
+    vector, pixels = write_figures(only, styles_of([only]), tmp_path)["curves"]
+    assert not re.search(r"<dc:(date|creator)>", vector.read_text(encoding="utf-8"))
+    assert b"Matplotlib version" not in pixels.read_bytes()
+
+
 def test_the_settings_of_the_user_change_nothing(costly: list[Record], tmp_path: Path) -> None:
     import seaborn as sns
     from matplotlib import rc_context
@@ -42,7 +50,7 @@ def test_the_settings_of_the_user_change_nothing(costly: list[Record], tmp_path:
     (only,) = group(costly)
     plain = write_figures(only, styles_of([only]), tmp_path / "plain")
     with rc_context():
-        sns.set_theme("poster", "darkgrid", font="serif")
+        sns.set_theme("poster", "darkgrid", font="serif", rc={"axes.titleweight": "bold"})
         themed = write_figures(only, styles_of([only]), tmp_path / "themed")
     for kind in DRAWERS:
         assert [path.read_bytes() for path in plain[kind]] == [path.read_bytes() for path in themed[kind]]
@@ -84,7 +92,7 @@ def test_a_method_has_one_colour_and_marker_in_every_figure(
         for line in axes.lines
         if line.get_marker() in {style.marker for style in styles.values()}
     }
-    learning = [row.method for row in only.rows if not row.last_only or kind == "curves"]
+    learning = [row.method for row in only.rows if not row.is_reference or kind == "curves"]
     assert marked == {(styles[name].colour, styles[name].marker) for name in learning}
 
 

@@ -12,8 +12,9 @@ from bench.record import Record
 from reports.figures.tradeoff import Point, TradeoffPanel, front_corners, pareto_front, tradeoff_panels
 from reports.groups import Group, group
 from reports.stats import Estimate
-from reports.tables import MEMORY
+from reports.values import MEMORY
 from tests.reports.conftest import measured
+from tests.reports.figures.conftest import constant
 
 Make = Callable[..., Record]
 
@@ -91,6 +92,48 @@ def test_the_good_corner_and_every_method_are_named(only: Group, drawn: Any) -> 
     for axes in drawn("tradeoff", only).axes:
         assert axes.get_title(loc="left") == "↖ better"
         assert sorted(text.get_text() for text in axes.texts) == ["fast", "joint", "slow"]
+
+
+def label_extents(axes: Any) -> dict[str, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    return {text.get_text(): text.get_window_extent(renderer) for text in axes.texts}
+
+
+def leaders(axes: Any) -> list[Any]:
+    return [line for line in axes.lines if line.get_linewidth() == 0.7]
+
+
+def methods_at(make: Make, places: dict[str, tuple[float, int]]) -> Group:
+    """Methods by name, each with its latency ratio and its accuracy in percent; a single seed."""
+    return group(
+        [
+            make(name, cost=measured("a", 0, 3, ratio), **constant(percent))
+            for name, (ratio, percent) in places.items()
+        ]
+    )[0]
+
+
+def test_no_label_covers_a_marker_or_the_front(make: Make, drawn: Any) -> None:
+    from matplotlib.transforms import Bbox
+
+    places = {"best": (1.0, 90), "left-of-it": (2.0, 50), "right-of-it": (2.1, 50)}
+    axes = drawn("tradeoff", methods_at(make, places)).axes[0]
+    half = 4.5 * axes.figure.dpi / 72
+    points = {line.get_color(): axes.transData.transform(line.get_xydata()[0]) for line in axes.lines[:3]}
+    assert len(points) == 3
+    drawn_things = [Bbox([[x - half, y - half], [x + half, y + half]]) for x, y in points.values()]
+    _, top = max(points.values(), key=lambda point: point[1])
+    drawn_things.append(Bbox([[axes.bbox.x0 + 40, top - 0.5], [axes.bbox.x1, top + 0.5]]))
+    for extent in label_extents(axes).values():
+        assert not any(extent.overlaps(thing) for thing in drawn_things)
+
+
+def test_only_a_label_far_from_its_point_is_joined_to_it(make: Make, drawn: Any) -> None:
+    assert leaders(drawn("tradeoff", methods_at(make, {"alone": (1.5, 50)})).axes[0]) == []
+    crowd = {f"method-{i}": (1.5, 50) for i in range(12)}
+    assert 0 < len(leaders(drawn("tradeoff", methods_at(make, crowd)).axes[0])) < 12
 
 
 def test_the_front_rises_where_a_better_method_can_be_afforded() -> None:

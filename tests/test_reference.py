@@ -33,7 +33,8 @@ def test_all_was_measured_and_from_code_that_is_known(records: list[Record]) -> 
         assert record.cost.latency is not None
         assert record.cost.peak_memory is not None
         assert record.cost.peak_memory.inference is not None
-        assert record.cost.flops is not None
+        assert all(cost.flops is not None for cost in record.cost.experiences)
+        assert len(record.cost.experiences) == record.tasks
         assert record.manifest.dirty is False
         assert record.manifest.commit is not None
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
 API = "api/"
 COPIES = "files/"
+STYLE = "site.css"
 
 #: Markdown files outside docs/, by their path in the repository, with their name in the site.
 PAGES = {
@@ -56,6 +57,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for module in modules:
         files.append(File.generated(config, api_page(module), content=f"# {module}\n\n::: {module}\n"))
     texts = {source_of(file.src_uri): file.content_string for file in files.documentation_pages()}
+    files.append(File.generated(config, STYLE, abs_src_path=str(Path(__file__).with_name(STYLE))))
     for path in sorted(copied_files(texts, modules)):
         files.append(File.generated(config, COPIES + path, abs_src_path=str(ROOT / path)))
     return files

@@ -1,6 +1,6 @@
-"""Continual-learning methods as Avalanche plugins. One file a method; see `methods.registry`."""
+"""Continual-learning methods as Avalanche plugins, one file per method; see `methods.registry`."""
 
 import warnings
 
-# Avalanche brings qpsolvers along, which complains where it finds no solver; nothing here needs one.
+# Avalanche imports qpsolvers, which warns if no solver is installed; nothing here needs one.
 warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)

@@ -1,19 +1,21 @@
 """CODA-Prompt: prefixes that are weighted sums of components (arXiv 2211.13218, CVPR 2023).
 
-In each prompted block, component m has a prompt P_m, a key K_m and an attention A_m. An image with query q
-weights it with cos(q * A_m, K_m) (equation 5), and its prefix is the weighted sum of all components
+In each prompted block, component m has a prompt P_m, a key K_m and an attention A_m. For an image with query
+q its weight is cos(q * A_m, K_m) (equation 5), and the image's prefix is the weighted sum of all prompts
 (equation 3): the first half of its tokens are keys, the second half values. An experience adds its share of
-the components, trained end to end by the loss alone; those of earlier experiences are frozen.
+the components, which the loss trains end to end; those of earlier experiences are frozen.
 
-As the official code has it today (GT-RIPL/CODA-Prompt): new components start by Gram-Schmidt against all
+Follows the present official code (GT-RIPL/CODA-Prompt): new components start from Gram-Schmidt against all
 earlier ones, and the orthogonality term has weight 0. Differences: components of experiences to come do not
-exist here (the code holds them as zeros, and leaves them out of the sum), and no last batch is dropped.
+exist here (the code stores them as zeros and leaves them out of the sum), and the last batch is not dropped.
+
+Shapes: B images, D width, S prompted blocks, M components, L tokens of a component.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +26,12 @@ from torch import Tensor, nn
 from methods.hyper import STRICT, Hyper, hyper
 from methods.prompts import Prompter, PromptMethod, check_pool, prefixes
 from methods.registry import register
+from methods.strategy import StrategyLike
 from methods.vit import check_blocks
 
 CODE = "the official code, experiments/*.sh"
 
-#: Below it a norm is taken for it, as torch's normalize does.
+#: Lower bound of a norm that is divided by, as in torch's `normalize`.
 TINY = 1e-12
 
 
@@ -67,7 +70,7 @@ class CodaPromptHyper(Hyper):
 class Components(nn.Module):
     """One experience's n components in S blocks: prompts (S, n, L, D), keys and attention (S, n, D).
 
-    There are none at first: their number follows from the stream.
+    n is 0 at first, because it depends on the length of the stream.
     """
 
     def __init__(self, blocks: int, length: int, width: int, query_width: int) -> None:
@@ -78,7 +81,11 @@ class Components(nn.Module):
 
 
 class Assembly(Prompter):
-    """The components of all experiences so far, assembled into a prefix for each image and block."""
+    """The components of all experiences so far, assembled into a prefix for each image and block.
+
+    Attributes:
+        weights: (S, B, M), of the components in the last pass.
+    """
 
     def __init__(self, vit: VisionTransformer, hyper: CodaPromptHyper) -> None:
         super().__init__()
@@ -94,38 +101,38 @@ class Assembly(Prompter):
         self.experiences.append(Components(*shape))
 
     def fill(self, n: int) -> None:
-        """Give the newest experience n components, as far as can be orthogonal to all others."""
+        """Give the newest experience n components, orthogonal to all earlier ones as far as possible."""
         for name in ("prompts", "keys", "attention"):
             *earlier, empty = self._of_each(name)
             past = torch.cat([*earlier, empty], 1)
             rows = torch.stack([orthogonal(block.flatten(1), n) for block in past.detach()])
-            new = rows.view(len(rows), n, *empty.shape[2:]).to(empty)
-            setattr(self.experiences[-1], name, nn.Parameter(new))
+            initial = rows.view(len(rows), n, *empty.shape[2:]).to(empty)
+            setattr(self.experiences[-1], name, nn.Parameter(initial))
 
     def _of_each(self, name: str) -> list[Tensor]:
         return [getattr(components, name) for components in self.experiences]
 
     def all(self, name: str) -> Tensor:
-        """The `prompts`, `keys` or `attention` of all experiences: (S, M, ...)."""
+        """The `prompts`, `keys` or `attention` (S, M, ...) of all experiences."""
         return torch.cat(self._of_each(name), 1)
 
     def prompt(self, query: Tensor) -> None:
         weights = attend(query, self.all("attention"), self.all("keys"))
         for seam, block in zip(self.seams, self._mixed(weights), strict=True):
             keys, values = block.view(len(query), -1, self.width).chunk(2, 1)
-            seam.given = (keys, values)
+            seam.prompt = (keys, values)
         self.weights = weights.detach()
 
     def _mixed(self, weights: Tensor) -> Tensor:
-        """Sums of prompts by their weights (S, B, M): (S, B, L * D).
+        """Sums (S, B, L * D) of the prompts with the weights (S, B, M).
 
-        Share by share: joining the prompts first would copy all of them in every pass.
+        Experience by experience: joining the prompts first would copy all of them in every pass.
         """
-        prompts = [share.flatten(2) for share in self._of_each("prompts")]
-        parts = torch.split(weights, [share.shape[1] for share in prompts], 2)
+        prompts = [of_experience.flatten(2) for of_experience in self._of_each("prompts")]
+        parts = torch.split(weights, [of_experience.shape[1] for of_experience in prompts], 2)
         mixed = torch.bmm(parts[0], prompts[0])
-        for part, share in zip(parts[1:], prompts[1:], strict=True):
-            mixed = torch.baddbmm(mixed, part, share)
+        for part, of_experience in zip(parts[1:], prompts[1:], strict=True):
+            mixed = torch.baddbmm(mixed, part, of_experience)
         return mixed
 
     def penalty(self) -> Tensor:
@@ -135,14 +142,15 @@ class Assembly(Prompter):
         names = ("prompts", "keys", "attention")
         return self.hyper.ortho * torch.stack([skewness(self.all(name).flatten(2)) for name in names]).sum()
 
-    def chosen(self) -> Tensor:
+    def prompt_weights(self) -> Tensor:
+        """Mean |weight| over blocks."""
         return self.weights.abs().mean(0)
 
 
 def attend(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
     """cos(q * A_m, K_m), equation 5: (S, B, M) for queries (B, D), attention and keys (S, M, D).
 
-    As two products of matrices: the vectors q * A_m, B M of them for each block, are never made.
+    Computed as two matrix products, without the B M vectors q * A_m of each block.
     """
     blocks, components, _ = keys.shape
     dots = F.linear(query, (attention * keys).flatten(0, 1))
@@ -152,7 +160,7 @@ def attend(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
 
 
 def skewness(rows: Tensor) -> Tensor:
-    """Sum over S blocks of mean((X X^T - I)^2): how far their rows (S, M, D) are from orthonormal."""
+    """Sum over the S blocks of mean((X X^T - I)^2) for their rows X (M, D); 0 if those are orthonormal."""
     products = rows @ rows.mT
     return (products - torch.eye(rows.shape[1], device=rows.device)).square().mean((1, 2)).sum()
 
@@ -160,25 +168,26 @@ def skewness(rows: Tensor) -> Tensor:
 def orthogonal(earlier: Tensor, n: int) -> Tensor:
     """n unit rows (n, D) by Gram-Schmidt from Gaussian ones against the rows (m, D) and each other.
 
-    As in the official code, the part along each row is taken out on its own, so the result is exactly
-    orthogonal only where the earlier rows are so to each other. Where rows outnumber dimensions nothing is
-    left but rounding, and that gives the direction. Float64 on the CPU: the same on every device.
+    As in the official code, the projections on all rows are subtracted at once, so the result is exactly
+    orthogonal only where the earlier rows are orthogonal to each other. Where rows outnumber dimensions, the
+    remainder is rounding error, which then gives the direction. In float64 on the CPU: the same on every
+    device.
     """
     rows = earlier.double().cpu()
     for _ in range(n):
-        drawn = torch.randn(rows.shape[1], dtype=torch.float64)
-        left = drawn - (rows @ drawn / rows.square().sum(1)) @ rows
-        rows = torch.cat([rows, left[None] / left.norm()])
+        gaussian = torch.randn(rows.shape[1], dtype=torch.float64)
+        remainder = gaussian - (rows @ gaussian / rows.square().sum(1)) @ rows
+        rows = torch.cat([rows, remainder[None] / remainder.norm()])
     return rows[len(earlier) :]
 
 
 @register("coda-prompt")
-class CodaPrompt(PromptMethod):
-    """Prefixes assembled from components; each experience adds its share and freezes the rest."""
+class CodaPrompt(PromptMethod[CodaPromptHyper]):
+    """Trains prefixes that are assembled from components; each experience adds and trains its share."""
 
     Hyper = CodaPromptHyper
     prompter: Assembly
-    choices: ClassVar = "component_weights"
+    weights_diagnostic: ClassVar = "component_weights"
     diagnostic_help: ClassVar = {
         "component_weights": "mean |weight| of each component over blocks and the experience's test images",
         "prompts_in_use": "effective number of components at test: exp of the entropy of mean |weights|",
@@ -186,11 +195,12 @@ class CodaPrompt(PromptMethod):
 
     @classmethod
     def check(cls, hyper: CodaPromptHyper, experiences: int) -> None:
+        """Refuse more experiences than there are components."""
         check_pool("coda-prompt.pool_size", hyper.pool_size, experiences)
 
     @classmethod
-    def paper(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
-        """The official code; epochs are those of the benchmark's full scale."""
+    def paper(cls, benchmark: str) -> dict[str, object]:
+        """The recipe of the official code; epochs are those of the benchmark's full scale."""
         return {
             "backbone": "vit_base_patch16_224.augreg_in21k_ft_in1k",  # timm 0.4.12's vit_base_patch16_224
             "normalisation": "unit",  # dataloaders/utils.py: mean 0, std 1
@@ -201,7 +211,7 @@ class CodaPrompt(PromptMethod):
         }
 
     @classmethod
-    def paper_options(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
+    def paper_options(cls, benchmark: str) -> dict[str, object]:
         return {"lr": 1e-3}  # configs/*_prompt.yaml
 
     def make_prompter(self, model: VisionTransformer) -> Assembly:
@@ -210,7 +220,7 @@ class CodaPrompt(PromptMethod):
     def grow(self, model: VisionTransformer, classes: Sequence[int]) -> None:
         self.prompter.grow()
 
-    def begin(self, strategy: Any) -> None:
+    def begin(self, strategy: StrategyLike) -> None:
         self.prompter.fill(self.hyper.pool_size // len(strategy.experience.origin_stream))
 
     def frozen_after(self, task: int) -> Iterable[str]:

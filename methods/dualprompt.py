@@ -1,20 +1,23 @@
 """DualPrompt: shared and experience-specific prefixes (arXiv 2204.04799, ECCV 2022).
 
-A general prompt is put in front of keys and values of the first blocks and trained throughout. Each
-experience has an expert prompt for the blocks after them, and one key. Training uses the current experience's
-expert and pulls its key towards the queries (equation 6); at test time an image gets the expert whose key is
-nearest to its query.
+A general prompt is put in front of the keys and values of the first blocks and trained in all experiences.
+Each experience has an expert prompt for the blocks after them, and one key. Training uses the current
+experience's expert and pulls its key towards the queries (equation 6); at test time an image gets the expert
+whose key is nearest to its query.
 
-As the official code has it (google-research/l2p): an expert starts from the one before it, its key does not;
-the loss *subtracts* the similarity. Keys and values are told apart by name, not by a reshape; the widespread
-port of this method mixes them up within a batch. One difference: the keys of experiences to come do not exist
-here, while the official code lets test images match them at their random start.
+Follows the official code (google-research/l2p): an expert starts from the one before it, its key does not;
+the loss *subtracts* the similarity. Keys and values are indexed by a separate dimension; the widespread port
+of this method uses a reshape in its place, which mixes them within a batch. One difference: the keys of
+experiences to come do not exist here, whereas in the official code test images can match their random initial
+values.
+
+Shapes: B images, D width, G and E blocks with the general and the expert prompts, L keys and as many values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +25,18 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.hyper import STRICT, Hyper, hyper
-from methods.prompts import Prompter, PromptMethod, check_pool, clip, cosine, official, prefixes, uniform
+from methods.base import DiagnosticValue
+from methods.hyper import STRICT, hyper
+from methods.prompts import (
+    PoolHyper,
+    PoolMethod,
+    Prompter,
+    check_pool,
+    cosine_similarity,
+    official,
+    prefixes,
+    uniform,
+)
 from methods.registry import register
 from methods.vit import check_blocks
 
@@ -34,7 +47,7 @@ BATCH = 192
 
 
 @dataclass(frozen=True, config=STRICT)
-class DualPromptHyper(Hyper):
+class DualPromptHyper(PoolHyper):
     """Hyper-parameters of DualPrompt."""
 
     lr: float = hyper(
@@ -43,7 +56,7 @@ class DualPromptHyper(Hyper):
         source="chosen on validation, docs/prompts.md; the official code: 0.03 batch / 256, under paper",
         gt=0,
     )
-    pool_size: int = hyper(10, "experiences there can be: each has its prompt", source=CODE, ge=1)
+    pool_size: int = hyper(10, "largest number of experiences: each has a prompt", source=CODE, ge=1)
     general_blocks: tuple[int, ...] = hyper((0, 1), "blocks of the general prompt, from 0", source=CODE)
     expert_blocks: tuple[int, ...] = hyper(
         (2, 3, 4), "blocks of the expert prompts, from 0", source=CODE, min_length=1
@@ -59,19 +72,16 @@ class DualPromptHyper(Hyper):
         ge=1,
     )
     pull: float = hyper(1.0, "weight of the pull of a key towards queries", source=CODE, ge=0)
-    clip: float = hyper(1.0, "largest norm of the gradient", source=CODE + ": grad_clip_max_norm", gt=0)
-    start: float = hyper(
-        0.01,
-        "prompts and keys start uniformly between 0 and this",
-        source="the official code: uniform()",
-        gt=0,
-    )
 
 
 class Experts(Prompter):
-    """The general prompt (G, 2, L, D) of G blocks; for each experience an expert (E, 2, L, D) and a key (D,).
+    """The general prompt (G, 2, L, D); for each experience an expert prompt (E, 2, L, D) and a key (D,).
 
     The second dimension is: keys, values.
+
+    Attributes:
+        select: chooses experts at test time: queries (B, D), keys of n experiences (n, D) -> indices (B,).
+        selected: (B,), index of the expert of each image of the last pass.
     """
 
     def __init__(self, vit: VisionTransformer, hyper: DualPromptHyper) -> None:
@@ -83,6 +93,7 @@ class Experts(Prompter):
         self.general = self._prompt(len(hyper.general_blocks), hyper.general_length)
         self.experts = nn.ParameterList()
         self.keys = nn.ParameterList()
+        self.select: Callable[[Tensor, Tensor], Tensor] = nearest
         self.selected = torch.empty(0, dtype=torch.long)
 
     def _prompt(self, blocks: int, length: int) -> nn.Parameter:
@@ -99,34 +110,40 @@ class Experts(Prompter):
 
     def prompt(self, query: Tensor) -> None:
         expert = self._current(query) if self.training else self._matched(query)
-        given = (*self.general[:, :, None], *expert)
-        for seam, (keys, values) in zip(self.seams, given, strict=True):
-            seam.given = (keys, values)
+        by_block = (*self.general[:, :, None], *expert)
+        for seam, (keys, values) in zip(self.seams, by_block, strict=True):
+            seam.prompt = (keys, values)
 
     def _current(self, query: Tensor) -> Tensor:
-        """The prompt of the experience that is being learnt, for all images: (E, 2, 1, L, D)."""
+        """The prompt (E, 2, 1, L, D) of the experience that is being learnt, for all images."""
         last = len(self.experts) - 1
         self.selected = torch.full((len(query),), last, device=query.device)
         expert: Tensor = self.experts[last]
         return expert[:, :, None]
 
     def _matched(self, query: Tensor) -> Tensor:
-        """Each image's prompt by its nearest key: (E, 2, B, L, D)."""
-        self.selected = cosine(query, torch.stack(list(self.keys))).argmax(1)
+        """The prompts (E, 2, B, L, D) that `select` chooses for the queries (B, D)."""
+        self.selected = self.select(query, torch.stack(list(self.keys)))
         return torch.stack(list(self.experts), 2)[:, :, self.selected]
 
     def penalty(self) -> Tensor:
-        """-pull * mean similarity of the queries to the current experience's key."""
+        """-pull * the mean similarity of the queries to the current experience's key (equation 6)."""
         assert self.query is not None
-        return -self.hyper.pull * cosine(self.query, self.keys[-1][None]).mean()
+        return -self.hyper.pull * cosine_similarity(self.query, self.keys[-1][None]).mean()
 
-    def chosen(self) -> Tensor:
+    def prompt_weights(self) -> Tensor:
+        """1 for the image's expert, else 0."""
         return F.one_hot(self.selected, len(self.experts)).float()
 
 
+def nearest(query: Tensor, keys: Tensor) -> Tensor:
+    """Index (B,) of the key, of (n, D), that is most similar to each query (B, D)."""
+    return cosine_similarity(query, keys).argmax(1)
+
+
 @register("dualprompt")
-class DualPrompt(PromptMethod):
-    """General and expert prefixes; an image's expert is found by its query."""
+class DualPrompt(PoolMethod[DualPromptHyper]):
+    """Trains a general prefix and one expert prefix per experience; an image's query selects its expert."""
 
     Hyper = DualPromptHyper
     prompter: Experts
@@ -138,16 +155,17 @@ class DualPrompt(PromptMethod):
 
     @classmethod
     def check(cls, hyper: DualPromptHyper, experiences: int) -> None:
+        """Refuse more experiences than there are expert prompts."""
         check_pool("dualprompt.pool_size", hyper.pool_size, experiences)
 
     @classmethod
-    def paper(cls, benchmark: str) -> dict[str, Any]:
+    def paper(cls, benchmark: str) -> dict[str, object]:
         """The official configurations for CIFAR-100 and ImageNet-R."""
         epochs = {"cifar100": 5, "imagenet-r": 50}
         return official(BATCH) | ({"epochs": epochs[benchmark]} if benchmark in epochs else {})
 
     @classmethod
-    def paper_options(cls, benchmark: str) -> dict[str, Any]:
+    def paper_options(cls, benchmark: str) -> dict[str, object]:
         """configs/cifar100_dualprompt.py, configs/imr_dualprompt.py; rates scaled in train_continual.py."""
         if benchmark == "imagenet-r":
             return {"lr": 0.005 * BATCH / 256, "expert_length": 20}
@@ -162,11 +180,8 @@ class DualPrompt(PromptMethod):
     def frozen_after(self, task: int) -> Iterable[str]:
         return (*super().frozen_after(task), f"prompts.experts.{task}", f"prompts.keys.{task}")
 
-    def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        clip(strategy.optimizer, self.hyper.clip)
-
-    def diagnostics(self) -> dict[str, Any]:
-        if not self.tested:
+    def diagnostics(self) -> dict[str, DiagnosticValue]:
+        if not self.evaluated:
             return super().diagnostics()
-        own = torch.cat([chosen.gather(1, e[:, None]) for e, chosen in self.tested])
+        own = torch.cat([weights.gather(1, e[:, None]) for e, weights in self.evaluated])
         return super().diagnostics() | {"task_identity_accuracy": own.mean().item()}

@@ -1,4 +1,4 @@
-"""The classifier of class-incremental learning: one linear head an experience."""
+"""The classifier of class-incremental learning: one linear head per experience."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ HeadInit = Literal["zero", "default"]
 
 
 class ClassHead(nn.Module):
-    """Linear heads that grow with the classes; a class id is its column in the logits.
+    """A linear head for each experience; a class id is the class's column in the logits.
 
-    Keeping a head of its own for every experience makes the loss over the current classes train
-    exactly that head, and leaves the others out of the optimiser (InfLoRA's code does the same).
+    With a separate head per experience, the loss over the current classes trains exactly one head, and the
+    others are left out of the optimiser (InfLoRA's code does the same).
 
-    Heads start at zero unless asked otherwise. Cross-entropy over the current classes leaves the mean
-    of a head's logits where it was initialised, so a random start puts a different noise on every
-    experience's logits, and they are compared at test time.
+    Heads start at zero by default. The cross-entropy over the current classes does not change the mean of a
+    head's logits, so a random start would add a different constant to the logits of every experience, and
+    those are compared at test time.
+
+    Args:
+        features: width D of the input.
+        init: "zero", or "default" for that of `nn.Linear`.
     """
 
-    columns: Tensor
-    experience_of: Tensor  # (C,): of every class id, its experience; 0 for one not seen yet
+    columns: Tensor  # class ids in the order of the heads' rows
+    experience_of: Tensor  # (C,), the experience of every class id; 0 for a class not seen yet
 
     def __init__(self, features: int, init: HeadInit = "zero") -> None:
         super().__init__()
@@ -34,7 +38,7 @@ class ClassHead(nn.Module):
         self.register_buffer("experience_of", torch.empty(0, dtype=torch.long), persistent=False)
 
     def grow(self, classes: Sequence[int]) -> nn.Linear:
-        """Add a head for `classes` (class ids not seen before); return it, trainable."""
+        """Add a head for class ids that were not seen before; return it, trainable."""
         head = nn.Linear(self.features, len(classes)).to(self.columns.device)
         if self.init == "zero":
             nn.init.zeros_(head.weight)
@@ -51,7 +55,7 @@ class ClassHead(nn.Module):
         return head
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, 1 + largest class id seen); classes not seen yet are at minus infinity."""
+        """(B, D) -> (B, 1 + largest class id seen); the logit of a class not seen yet is minus infinity."""
         if not self.tasks:
             raise RuntimeError("the classifier has no classes yet: train on an experience first")
         weight = torch.cat([head.weight for head in self.tasks])  # type: ignore[misc]
@@ -61,9 +65,9 @@ class ClassHead(nn.Module):
 
 
 def mask_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
-    """Logits (B, C) with every class but `classes` at minus infinity: the local cross-entropy's input.
+    """Logits (B, C) with all classes but `classes` at minus infinity: the input of the local cross-entropy.
 
-    The gradient of the other classes is exactly zero.
+    The gradient of the other classes' logits is exactly zero.
     """
     mask = logits.new_full((logits.shape[1],), -torch.inf)
     mask[list(classes)] = 0.0

@@ -1,20 +1,22 @@
 """InfLoRA: low-rank branches whose input space is designed before training (arXiv 2404.00228, CVPR 2024).
 
 The branch of experience t adds R_t D_t u to the keys and to the values of every block. D_t (r, D) is
-designed from the experience's own inputs with the space of earlier ones taken out, then frozen; only
-R_t (D, r), zero at first, is trained, one for k and one for v. By proposition 1 that is training the
-weight itself inside the span of D_t's rows. The space of earlier inputs is kept by DualGPM.
+designed from the experience's inputs, with the space of earlier inputs removed, then frozen. Only R_t (D, r),
+which starts at zero, is trained, one for k and one for v. By the paper's proposition 1 this is the same as
+training the weight itself within the span of D_t's rows. DualGPM keeps the space of earlier inputs.
 
-As the official code has it, with three differences that leave the method as it is: a finished branch is
-merged into the weight, so inference costs what the plain ViT costs (the code adds every branch up in every
-pass); moments are summed in float64; the augmented images of the two statistics passes have random
-numbers of their own, so that training draws the same ones with or without them.
+Follows the official code, with three differences that do not change the method: a finished branch is merged
+into the weight, so inference costs what the plain ViT costs (the code adds all branches in every pass);
+moments are summed in float64; the augmentation of the two passes for statistics has a separate random stream,
+so training draws the same numbers with or without them.
+
+Shapes: D width of the backbone, r rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +24,12 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.base import Method, augmented_batches, feature_pass
 from methods.hyper import STRICT, Hyper, hyper
-from methods.lora import check_rank, merge
+from methods.lora import SubspaceLora, check_rank, merge
+from methods.passes import augmented_batches, feature_pass
 from methods.registry import register
-from methods.subspace import (
-    Dual,
-    Energy,
-    Moment,
-    design,
-    energy_matrix,
-    no_inputs,
-    nothing_used,
-    remember,
-    rising,
-)
+from methods.strategy import StrategyLike
+from methods.subspace import DualGpm, Energy, Moment, design, energy_matrix, remember
 from methods.vit import QKV, Plug, SeamAttention, open_seams, watching
 
 CODE = "InfLoRA's code, configs/cifar100_inflora.json"
@@ -71,7 +64,8 @@ class InfLoraHyper(Hyper):
 
 
 class Branch(Plug):
-    """The branch of the current experience: a designed, frozen `down` for k and v, an `up` for each."""
+    """The branch of the current experience: a designed, frozen `down` (r, D), an `up` (D, r) for k and v
+    each."""
 
     down: Tensor
 
@@ -88,8 +82,8 @@ class Branch(Plug):
 
 
 @register("inflora")
-class InfLora(Method):
-    """Designed low-rank branches on k and v, merged after their experience; DualGPM remembers the inputs."""
+class InfLora(SubspaceLora[InfLoraHyper]):
+    """Trains a designed low-rank branch on k and v, merges it after its experience, and updates DualGPM."""
 
     Hyper = InfLoraHyper
     diagnostic_help: ClassVar = {
@@ -99,8 +93,8 @@ class InfLora(Method):
     }
 
     @classmethod
-    def paper(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
-        """The official code; epochs are those of the benchmark's full scale."""
+    def paper(cls, benchmark: str) -> dict[str, object]:
+        """The recipe of the official code; epochs are those of the benchmark's full scale."""
         return {
             "backbone": "vit_base_patch16_224.augreg_in21k",  # models/vit_inflora.py: the augreg in21k file
             "normalisation": "unit",  # utils/data.py: ToTensor, then mean 0 and std 1
@@ -111,25 +105,21 @@ class InfLora(Method):
         }
 
     @classmethod
-    def paper_options(cls, benchmark: str) -> dict[str, Any]:
-        """The official configurations (configs/*.json)."""
+    def paper_options(cls, benchmark: str) -> dict[str, object]:
+        """Those of the official configurations (configs/*.json)."""
         return {"lr": 5e-4, "lamb": 0.98 if benchmark == "imagenet-r" else 0.95}
 
     def adapt(self, model: VisionTransformer) -> None:
         check_rank(self.name, self.hyper.rank, model)
         self.attentions = open_seams(model)
 
-    def owns(self, name: str) -> bool:
-        """The weights of the projections too: finished branches are in them."""
-        return super().owns(name) or name.endswith("attn.qkv.weight")
-
-    def begin(self, strategy: Any) -> None:
+    def begin(self, strategy: StrategyLike) -> None:
         moments = input_moments(strategy, self.attentions)
         for i, (attention, moment) in enumerate(zip(self.attentions, moments, strict=True)):
             down = design(self.remembered(i, moment), moment.mean, self.hyper.rank)
             attention.plug = Branch(down.to(attention.qkv.weight.dtype))
 
-    def end(self, strategy: Any) -> None:
+    def end(self, strategy: StrategyLike) -> None:
         moments = input_moments(strategy, self.attentions)
         threshold = self.threshold(strategy.experience)
         matrices = [energy_matrix(moment.mean, self.hyper.energy) for moment in moments]
@@ -138,42 +128,43 @@ class InfLora(Method):
             for i, (moment, m) in enumerate(zip(moments, matrices, strict=True))
         ]
         for i, (attention, memory) in enumerate(zip(self.attentions, memories, strict=True)):
-            assert isinstance(attention.plug, Branch)
-            merge(attention.qkv, "k", attention.plug.up_k, attention.plug.down)
-            merge(attention.qkv, "v", attention.plug.up_v, attention.plug.down)
-            attention.plug = None
+            merge_branch(attention)
             self.memory[f"{i}.basis"] = memory.basis.float()
             self.memory[f"{i}.retained"] = torch.tensor(memory.retained)
-        self.found = {
+        self._diagnostics = {
             "subspace_size": [float(memory.used) for memory in memories],
             "captured_energy": [memory.held(m) for memory, m in zip(memories, matrices, strict=True)],
             "threshold": threshold,
         }
 
     def merge(self, model: VisionTransformer) -> bool:
-        """Nothing is left to do: each branch is merged at the end of its experience."""
+        """Nothing is left to merge: each branch is merged at the end of its experience."""
         return True
 
-    def remembered(self, i: int, moment: Moment) -> Dual:
+    def remembered(self, i: int, moment: Moment) -> DualGpm:
         """The memory of block i, on the device of `moment`."""
-        where = moment.total.device
+        device = moment.total.device
         if f"{i}.basis" not in self.memory:
-            return nothing_used(len(moment.total), where)
-        return Dual(self.memory[f"{i}.basis"].to(where), bool(self.memory[f"{i}.retained"]))
-
-    def threshold(self, experience: Any) -> float:
-        """Share of the energy that is to be protected once the experience is over."""
-        done, of = experience.current_experience, len(experience.origin_stream)
-        return rising(self.hyper.lamb, self.hyper.lame, done, of)
+            return DualGpm.empty(len(moment.total), device)
+        return DualGpm(self.memory[f"{i}.basis"].to(device), bool(self.memory[f"{i}.retained"]))
 
 
-def input_moments(strategy: Any, attentions: Sequence[SeamAttention]) -> list[Moment]:
-    """E[u u^T] of every block's normalised input, over all tokens of the experience's training images."""
-    moments = [no_inputs(attention.qkv.in_features, strategy.device) for attention in attentions]
+def merge_branch(attention: SeamAttention) -> None:
+    """Add the products of the attention's branch to its weight, and remove the branch."""
+    branch = attention.plug
+    assert isinstance(branch, Branch)
+    merge(attention.qkv, "k", branch.up_k, branch.down)
+    merge(attention.qkv, "v", branch.up_v, branch.down)
+    attention.plug = None
 
-    def see(i: int, x: Tensor) -> None:
+
+def input_moments(strategy: StrategyLike, attentions: Sequence[SeamAttention]) -> list[Moment]:
+    """E[u u^T] of every block's normalised input u, over all tokens of the experience's training images."""
+    moments = [Moment.zeros(attention.qkv.in_features, strategy.device) for attention in attentions]
+
+    def add(i: int, x: Tensor) -> None:
         moments[i] = moments[i].plus(x)
 
-    with watching(attentions, see):
+    with watching(attentions, add):
         feature_pass(strategy, augmented_batches(strategy))
     return moments

@@ -1,38 +1,40 @@
-"""All experiences at once with the LoRA of `finetune`: the upper reference.
+"""Joint training on the images of all tasks at once, as `finetune` adapts the backbone: the upper reference.
 
-Not continual learning: the images of every experience are kept, and training waits for the last one.
-Cross-entropy is over all classes, so nothing is forgotten and nothing has to be told apart afterwards.
+Not continual learning: the images of every experience are kept, and training waits for the last one. The
+cross-entropy is over all classes, so no class is learnt without the others to compare it with.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from avalanche.benchmarks.utils import concat_datasets
 
 from methods.finetune import Finetune
+from methods.head import HeadInit
 from methods.registry import register
+from methods.strategy import ExperienceLike, ImageData, StrategyLike
 
 
 @register("joint")
 class Joint(Finetune):
-    """Trains once, at the last experience, on the images of all of them."""
+    """Trains once, at the last experience, on the images of all experiences."""
 
     trains_jointly: ClassVar[bool] = True
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.images: list[Any] = []
+    def __init__(self, *, head_init: HeadInit = "zero", **options: object) -> None:
+        super().__init__(head_init=head_init, **options)
+        self.images: list[ImageData] = []
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
         self.images.append(strategy.adapted_dataset)
         if is_last(strategy.experience):
             strategy.adapted_dataset = concat_datasets(self.images)
 
-    def begin(self, strategy: Any) -> None:
+    def begin(self, strategy: StrategyLike) -> None:
         self.current = tuple(strategy.model.head.columns.tolist())
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
         if not is_last(strategy.experience):
             strategy.stop_training()
 
@@ -41,6 +43,6 @@ class Joint(Finetune):
         return ()
 
 
-def is_last(experience: Any) -> bool:
+def is_last(experience: ExperienceLike) -> bool:
     """Whether the stream ends with this experience."""
-    return bool(experience.current_experience == len(experience.origin_stream) - 1)
+    return experience.current_experience == len(experience.origin_stream) - 1

@@ -1,17 +1,19 @@
-"""L2P: a pool of prompts at the input, chosen for each image by its query (arXiv 2112.08654, CVPR 2022).
+"""L2P: a pool of input prompts, from which each image's query selects some (arXiv 2112.08654, CVPR 2022).
 
-An image gets the prompts whose keys are nearest to its query (equation 3), as tokens of the sequence, and
-is classified by the mean of their outputs (section 4.3). The keys learn by being pulled towards the queries
-that chose them (equation 5). Prompts, keys and pool are shared by all experiences; nothing protects them.
+An image gets the prompts whose keys are nearest to its query (equation 3), as tokens of the sequence, and is
+classified by the mean of their outputs (section 4.3). A term of the loss pulls the selected keys towards the
+query (equation 5). Prompts and keys are shared by all experiences; nothing protects them.
 
-As the official code has it (google-research/l2p): the tokens have no position embedding, and the loss
-*subtracts* the similarities, summed over an image's keys and averaged over the batch. Its configuration for
-CIFAR-100 differs from the paper in length=10, top_k=4, pull=1.0, selection=batch.
+Follows the official code (google-research/l2p): the tokens have no position embedding, and the loss
+*subtracts* the similarities, summed over an image's keys and averaged over the batch. The code's
+configuration for CIFAR-100 differs from the paper in length=10, top_k=4, pull=1.0, selection=batch.
+
+Shapes: B images, D width, M prompts of L tokens, k prompts per image.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from methods.errors import UsageError
-from methods.hyper import STRICT, Hyper, hyper
-from methods.prompts import Prompter, PromptMethod, clip, cosine, official, uniform
+from methods.hyper import STRICT, hyper
+from methods.prompts import PoolHyper, PoolMethod, Prompter, cosine_similarity, official, uniform
 from methods.registry import register
 from methods.vit import InputTokens
 
@@ -33,7 +35,7 @@ BATCH = 128
 
 
 @dataclass(frozen=True, config=STRICT)
-class L2PHyper(Hyper):
+class L2PHyper(PoolHyper):
     """Hyper-parameters of L2P."""
 
     lr: float = hyper(
@@ -48,22 +50,19 @@ class L2PHyper(Hyper):
     pull: float = hyper(
         0.5, "weight of the pull of keys towards queries", source=PAPER + "; 1.0: " + CODE, ge=0
     )
-    clip: float = hyper(1.0, "largest norm of the gradient", source=CODE + ": grad_clip_max_norm", gt=0)
-    start: float = hyper(
-        0.01,
-        "prompts and keys start uniformly between 0 and this",
-        source="the official code: uniform()",
-        gt=0,
-    )
     selection: Literal["sample", "batch"] = hyper(
         "sample",
-        "whether each image has its own prompts, or a batch shares the ones most of its images chose",
+        "whether each image gets its own prompts, or a batch shares those that most of its images select",
         source="sample: L2P, equation 3; batch: " + CODE + ": batchwise_prompt",
     )
 
 
-class Pool(Prompter):
-    """The prompts (M, L, D) and their keys (M, D)."""
+class PromptPool(Prompter):
+    """The prompts (M, L, D) and their keys (M, D).
+
+    Attributes:
+        selected: (B, k), indices of the prompts of each image of the last pass.
+    """
 
     def __init__(self, vit: VisionTransformer, hyper: L2PHyper) -> None:
         super().__init__()
@@ -74,30 +73,31 @@ class Pool(Prompter):
         self.selected = torch.empty(0, dtype=torch.long)
 
     def prompt(self, query: Tensor) -> None:
-        nearest = cosine(query, self.keys.detach()).topk(self.hyper.top_k).indices
+        nearest = cosine_similarity(query, self.keys.detach()).topk(self.hyper.top_k).indices
         self.selected = most_frequent(nearest) if self.hyper.selection == "batch" else nearest
         tokens = F.embedding(self.selected, self.prompts.flatten(1))
-        self.tokens.given = tokens.view(len(query), -1, self.prompts.shape[2])
+        self.tokens.prompt = tokens.view(len(query), -1, self.prompts.shape[2])
 
     def penalty(self) -> Tensor:
-        """-pull * mean over images of the sum of their similarities to the keys they chose."""
+        """-pull * the mean over images of the sum of their similarities to the selected keys (equation 5)."""
         assert self.query is not None
-        similarity = cosine(self.query, self.keys).gather(1, self.selected)
+        similarity = cosine_similarity(self.query, self.keys).gather(1, self.selected)
         return -self.hyper.pull * similarity.sum(1).mean()
 
-    def chosen(self) -> Tensor:
+    def prompt_weights(self) -> Tensor:
+        """1 for a selected prompt, else 0."""
         return F.one_hot(self.selected, len(self.keys)).sum(1).float()
 
 
 def most_frequent(indices: Tensor) -> Tensor:
-    """For every line of the indices (B, k) the k that most lines have; of equals, the smaller index."""
+    """For every row of the indices (B, k), the k indices that most rows have; of equals, the smaller one."""
     counts = torch.bincount(indices.flatten())
     return counts.argsort(descending=True, stable=True)[: indices.shape[1]].expand_as(indices)
 
 
 @register("l2p")
-class L2P(PromptMethod):
-    """A shared pool of input prompts; every image gets those whose keys match its query."""
+class L2P(PoolMethod[L2PHyper]):
+    """Trains a shared pool of input prompts; every image gets those whose keys are nearest to its query."""
 
     Hyper = L2PHyper
     diagnostic_help: ClassVar = {
@@ -106,7 +106,8 @@ class L2P(PromptMethod):
     }
 
     @classmethod
-    def check(cls, hyper: L2PHyper, experiences: int) -> None:  # noqa: ARG003
+    def check(cls, hyper: L2PHyper, experiences: int) -> None:
+        """Refuse more prompts per image than there are in the pool."""
         if hyper.top_k > hyper.pool_size:
             raise UsageError(
                 f"l2p.top_k is {hyper.top_k}; legal: at most l2p.pool_size, which is {hyper.pool_size}"
@@ -122,16 +123,13 @@ class L2P(PromptMethod):
         )
 
     @classmethod
-    def paper(cls, benchmark: str) -> dict[str, Any]:
+    def paper(cls, benchmark: str) -> dict[str, object]:
         """The official configuration; there is one for CIFAR-100 and none for ImageNet-R."""
         return official(BATCH) | ({"epochs": 5} if benchmark == "cifar100" else {})
 
     @classmethod
-    def paper_options(cls, benchmark: str) -> dict[str, Any]:  # noqa: ARG003
+    def paper_options(cls, benchmark: str) -> dict[str, object]:
         return {"lr": 0.03 * BATCH / 256}  # configs/cifar100_l2p.py, scaled in train_continual.py
 
-    def make_prompter(self, model: VisionTransformer) -> Pool:
-        return Pool(model, self.hyper)
-
-    def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        clip(strategy.optimizer, self.hyper.clip)
+    def make_prompter(self, model: VisionTransformer) -> PromptPool:
+        return PromptPool(model, self.hyper)

@@ -1,6 +1,6 @@
-"""A linear classifier on the frozen backbone, trained experience by experience.
+"""Linear probe: a linear classifier per task on the frozen backbone.
 
-The reference no adaptation of the features may fall below: nothing but the heads is learnt.
+A reference for methods that adapt the features: with an accuracy below it, their adaptation does harm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ProbeHyper(Hyper):
 
 
 @register("linear-probe")
-class LinearProbe(Method):
-    """Local cross-entropy on one linear head an experience; the features never change."""
+class LinearProbe(Method[ProbeHyper]):
+    """Trains one linear head per experience with the local cross-entropy; the features never change."""
 
     Hyper = ProbeHyper

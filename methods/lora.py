@@ -1,19 +1,26 @@
-"""Low-rank adaptation of the attention's projections (LoRA, arXiv 2106.09685)."""
+"""Low-rank adaptation of the attention's projections (LoRA, arXiv 2106.09685).
+
+Shapes: B images, N tokens, D width of the backbone, r rank.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol, TypeVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from methods.base import Method
 from methods.errors import UsageError
+from methods.strategy import ExperienceLike
+from methods.subspace import energy_threshold
 from methods.vit import QKV, Plug
 
 
 class LowRank(nn.Module):
-    """x -> x A^T B^T, (..., D) -> (..., D): the change of a weight by B A. Zero at the start, since B is.
+    """x -> x A^T B^T, (..., D) -> (..., D): the weight change B A. It starts at zero, because B does.
 
     A (r, D) is drawn as kaiming-uniform with a = sqrt(5), as in LoRA's and InfLoRA's code.
     """
@@ -36,13 +43,13 @@ class LoraPlug(Plug):
         self.maps = nn.ModuleDict({target: LowRank(width, rank) for target in targets})
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        given = {"q": q, "k": k, "v": v}
-        q, k, v = (t + self.maps[n](x) if n in self.maps else t for n, t in given.items())
+        projections = {"q": q, "k": k, "v": v}
+        q, k, v = (t + self.maps[n](x) if n in self.maps else t for n, t in projections.items())
         return q, k, v
 
 
 def check_rank(owner: str, rank: int, model: VisionTransformer) -> None:
-    """Refuse a rank that is above the width of the backbone.
+    """Refuse a rank above the width of the backbone; the message names the option `owner`.rank.
 
     Raises:
         UsageError: naming the width.
@@ -55,6 +62,34 @@ def check_rank(owner: str, rank: int, model: VisionTransformer) -> None:
 
 @torch.no_grad()
 def merge(qkv: nn.Linear, target: str, up: Tensor, down: Tensor) -> None:
-    """Add up (D, r) down (r, D) to the rows of one projection in the weight (3D, D), in float64."""
+    """Add up (D, r) down (r, D) to the rows of projection `target` in the weight (3D, D), in float64."""
     weight = qkv.weight.chunk(3)["qkv".index(target)]
     weight.copy_(weight.double() + up.double() @ down.double())
+
+
+class EnergyShares(Protocol):
+    """Hyper-parameters that say which share of the energy is protected."""
+
+    @property
+    def lamb(self) -> float:
+        """Share after the first experience."""
+
+    @property
+    def lame(self) -> float:
+        """Share it grows towards."""
+
+
+S = TypeVar("S", bound=EnergyShares)
+
+
+class SubspaceLora(Method[S]):
+    """Base of methods that protect a subspace and merge finished adapters into the projections' weights."""
+
+    def owns(self, name: str) -> bool:
+        """The weights of the projections, too: finished adapters are merged into them."""
+        return super().owns(name) or name.endswith("attn.qkv.weight")
+
+    def threshold(self, experience: ExperienceLike) -> float:
+        """Share of the energy, in [0, 1], that the subspace holds once the experience is over."""
+        done, total = experience.current_experience, len(experience.origin_stream)
+        return energy_threshold(self.hyper.lamb, self.hyper.lame, done, total)

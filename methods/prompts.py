@@ -1,31 +1,42 @@
-"""What the prompt methods share: a query pass, prompts made from it, and what was chosen at test time.
+"""Parts shared by the prompt methods: the query pass, prompts made from it, and statistics of their use.
 
-Every call of the ViT becomes two passes through the same frozen weights. The first one is un-prompted; the
-features it gives the classifier (the class token's, for a ViT that reads the class token) are the query. A
-method makes prompts from the query, the second pass sees them. Shapes: B images, D width, M prompts.
+Every call of the ViT becomes two passes through the same frozen weights. The first is without prompts; the
+features that it gives the classifier (the class token's, for a ViT that reads the class token) are the query.
+A method makes prompts from the query for the second pass.
+
+Shapes: B images, D width of the features, M prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.base import Method, eval_no_grad
+from methods.base import DiagnosticValue, H, Method
 from methods.errors import UsageError
+from methods.head import HeadInit
+from methods.hyper import STRICT, Hyper, hyper
+from methods.passes import eval_no_grad
+from methods.strategy import StrategyLike
 from methods.vit import InputTokens, Prefix, embed, open_seams
 
 
 class Prompter(nn.Module):
-    """What a prompt method puts into a ViT: its submodule `prompts`, with the method's parameters.
+    """The parameters of a prompt method, and how they become prompts; the submodule `prompts` of the ViT.
 
-    A subclass says in `prompt` what the seams are given for the queries of a batch; they are emptied after
-    the pass. The queries are kept: `penalty` and `chosen` speak of the pass that was made last.
+    `prompt` fills the seams for the queries of a batch; they are emptied after the pass. `penalty` and
+    `prompt_weights` are about the last pass.
+
+    Attributes:
+        seams: where prompts enter the ViT.
+        query: (B, D), float32, of the last pass.
     """
 
     def __init__(self) -> None:
@@ -34,90 +45,121 @@ class Prompter(nn.Module):
         self.query: Tensor | None = None
 
     def prompt(self, query: Tensor) -> None:
-        """Give the seams the prompts of the queries (B, D). Called without mixed precision."""
+        """Set the prompt of every seam for the queries (B, D). Called without mixed precision."""
         raise NotImplementedError
 
     def penalty(self) -> Tensor:
-        """The method's own term of the loss, a scalar."""
+        """The method's term of the loss, a scalar."""
         raise NotImplementedError
 
-    def chosen(self) -> Tensor:
-        """How much of each prompt went into each image's pass: (B, M), without gradient."""
+    def prompt_weights(self) -> Tensor:
+        """The weight of each prompt in each image's pass, (B, M), without gradient."""
         raise NotImplementedError
 
-    def live_in(self, vit: VisionTransformer) -> None:
-        """Become a part of `vit` and turn its calls into two passes."""
+    def attach_to(self, vit: VisionTransformer) -> None:
+        """Become the submodule `prompts` of `vit`, and turn each of its calls into two passes."""
         vit.prompts = self
         vit.register_forward_pre_hook(self._before)
         vit.register_forward_hook(self._after, always_call=True)
 
-    def _before(self, vit: VisionTransformer, inputs: Any) -> None:
+    def _before(self, vit: VisionTransformer, inputs: tuple[Tensor, ...]) -> None:
         images = inputs[0]
         with eval_no_grad(vit):
             self.query = embed(vit, images).float()
-        with in_full_precision(images.device.type):  # keys that are nearly alike are told apart
+        with in_full_precision(images.device.type):  # in bfloat16, keys that are nearly alike become equal
             self.prompt(self.query)
 
-    def _after(self, vit: VisionTransformer, inputs: Any, output: Any) -> None:
+    def _after(self, vit: VisionTransformer, inputs: object, output: object) -> None:
         for seam in self.seams:
-            seam.given = None
+            seam.prompt = None
 
 
-class PromptMethod(Method):
-    """Base of the prompt methods. A subclass makes the prompter; `choices` names what it chooses among."""
+class PromptMethod(Method[H]):
+    """Base of the prompt methods; a subclass makes the prompter."""
 
     prompter: Prompter
-    choices: ClassVar[str] = "prompt_choices"
+    #: Name of the diagnostic with the mean weight of each prompt, by experience of the test images.
+    weights_diagnostic: ClassVar[str] = "prompt_choices"
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.tested: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, *, head_init: HeadInit = "zero", **options: object) -> None:
+        super().__init__(head_init=head_init, **options)
+        #: Of each batch of the last evaluation: experience of the images (B,), prompt weights (B, M).
+        self.evaluated: list[tuple[Tensor, Tensor]] = []
 
     def make_prompter(self, model: VisionTransformer) -> Prompter:
-        """The prompts, before the first experience."""
+        """The prompts before the first experience."""
         raise NotImplementedError
 
     def adapt(self, model: VisionTransformer) -> None:
         self.prompter = self.make_prompter(model)
-        self.prompter.live_in(model)
+        self.prompter.attach_to(model)
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.tested = []
+    def before_training_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+        self.evaluated = []
         super().before_training_exp(strategy, *args, **kwargs)
 
-    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_backward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
         strategy.loss = strategy.loss + self.prompter.penalty()
 
-    def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.tested = []
+    def before_eval(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+        self.evaluated = []
 
-    def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_eval_iteration(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
         # Labels are read for these statistics only; the logits exist already.
         experience = strategy.model.head.experience_of[strategy.mb_y]
-        self.tested.append((experience, self.prompter.chosen()))
+        self.evaluated.append((experience, self.prompter.prompt_weights()))
 
-    def diagnostics(self) -> dict[str, Any]:
-        """`choices`: a line for each experience tested since training: the mean of `chosen` there."""
-        if not self.tested:
-            return self.found
-        experience, chosen = (torch.cat(parts) for parts in zip(*self.tested, strict=True))
-        lines = [chosen[experience == e].mean(0).tolist() for e in torch.unique(experience)]
-        return self.found | {self.choices: lines, "prompts_in_use": effective_number(chosen.mean(0))}
+    def diagnostics(self) -> dict[str, DiagnosticValue]:
+        """Mean prompt weights, a row per experience evaluated since training, and how many are in use."""
+        if not self.evaluated:
+            return self._diagnostics
+        experience, weights = (torch.cat(parts) for parts in zip(*self.evaluated, strict=True))
+        rows = [weights[experience == e].mean(0).tolist() for e in torch.unique(experience)]
+        in_use = effective_number(weights.mean(0))
+        return self._diagnostics | {self.weights_diagnostic: rows, "prompts_in_use": in_use}
 
 
-def in_full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Mixed precision off; where it is off already, entering its context would only take time."""
+@dataclass(frozen=True, config=STRICT)
+class PoolHyper(Hyper):
+    """Hyper-parameters that L2P and DualPrompt share, as the code of google-research/l2p has them."""
+
+    clip: float = hyper(
+        1.0,
+        "largest norm of the gradient",
+        source="the official code, configs/*.py: grad_clip_max_norm",
+        gt=0,
+    )
+    start: float = hyper(
+        0.01,
+        "prompts and keys start uniformly between 0 and this",
+        source="the official code: uniform()",
+        gt=0,
+    )
+
+
+P = TypeVar("P", bound=PoolHyper)
+
+
+class PoolMethod(PromptMethod[P]):
+    """Base of L2P and DualPrompt: the gradient is clipped before each step."""
+
+    def before_update(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+        clip_gradients(strategy.optimizer, self.hyper.clip)
+
+
+def in_full_precision(device_type: str) -> AbstractContextManager[object]:
+    """A context without mixed precision; one that does nothing if that is off already, to save its cost."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 def effective_number(weights: Tensor) -> float:
-    """exp of the entropy of the weights (M,): M if all are alike, 1 if one has everything."""
+    """exp of the entropy of the weights (M,): M if all are equal, 1 if all but one are zero."""
     return float(torch.special.entr(weights / weights.sum()).sum().exp())
 
 
-def cosine(query: Tensor, keys: Tensor) -> Tensor:
+def cosine_similarity(query: Tensor, keys: Tensor) -> Tensor:
     """Cosine similarities (B, M) of queries (B, D) and keys (M, D)."""
     return F.normalize(query, dim=1) @ F.normalize(keys, dim=1).T
 
@@ -128,7 +170,7 @@ def uniform(*shape: int, below: float) -> nn.Parameter:
 
 
 def prefixes(vit: VisionTransformer, blocks: Iterable[int]) -> list[Prefix]:
-    """An empty prefix in each of the `blocks`, in their order."""
+    """Plug an empty prefix into each of the `blocks`; return them in that order."""
     attentions, seams = open_seams(vit), []
     for block in blocks:
         attentions[block].plug = prefix = Prefix()
@@ -137,10 +179,10 @@ def prefixes(vit: VisionTransformer, blocks: Iterable[int]) -> list[Prefix]:
 
 
 def check_pool(option: str, size: int, experiences: int) -> None:
-    """Refuse more experiences than there are prompts: each has one of its own, or more.
+    """Refuse more experiences than prompts: each experience has at least one that is not shared.
 
     Raises:
-        UsageError: naming the option and how to set it.
+        UsageError: naming `option` and how to set it.
     """
     if experiences > size:
         raise UsageError(
@@ -149,13 +191,13 @@ def check_pool(option: str, size: int, experiences: int) -> None:
         )
 
 
-def clip(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Scale all gradients of the optimiser's parameters so that their common norm is at most `norm`."""
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Scale the gradients of all parameters of the optimiser so that their common norm is at most `norm`."""
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
 
 
-def official(batch_size: int) -> dict[str, Any]:
-    """What the official code of L2P and DualPrompt does alike, as fields of the protocol."""
+def official(batch_size: int) -> dict[str, object]:
+    """The recipe that the official code of L2P and DualPrompt shares, as fields of the protocol."""
     return {
         "backbone": "vit_base_patch16_224.orig_in21k",  # imagenet21k/ViT-B_16.npz
         "normalisation": "unit",  # norm_01 = True

@@ -1,8 +1,8 @@
-"""Names to classes, without importing a class before it is used.
+"""Registries of components by name, which import a component only when it is used.
 
-A component is a file: the module holds one class decorated with `@register("<name>")`, and the first
-line of the module's docstring is its summary. The name and the summary are read from the source text,
-so listing what exists costs no import of torch. Other packages add theirs through an entry point::
+A component is one file: a module with a class decorated with `@register("<name>")`; the first line of the
+module's docstring is its summary. Name and summary are read from the source text, so a list of all components
+needs no import of torch. Other packages add components through an entry point::
 
     [project.entry-points."duallora_bench.methods"]
     my-method = "my_package.my_method:MyMethod"
@@ -17,28 +17,42 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
+
+from typing_extensions import TypeVar
 
 from methods.errors import UsageError, unknown
 
+if TYPE_CHECKING:
+    from methods.base import Method
+
 C = TypeVar("C", bound=type)
+
+#: What is registered: the class of a component, or a protocol of its class-level attributes.
+T = TypeVar("T", default=Any)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One registered component, not imported yet: `target` is 'module:Class'."""
+class Entry(Generic[T]):
+    """A registered component, not imported yet.
+
+    Attributes:
+        target: 'module:Class'.
+    """
 
     name: str
     target: str
     summary: str
 
-    def load(self) -> Any:
+    def load(self) -> T:
+        """Import its module; return the class."""
         module, _, attribute = self.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        component: T = getattr(importlib.import_module(module), attribute)
+        return component
 
 
 def register(name: str) -> Callable[[C], C]:
-    """Mark a class as the component `name`; `Registry` finds it by this line in the source."""
+    """Register the decorated class under `name`; `Registry` finds it by this line in the source."""
 
     def mark(cls: C) -> C:
         cls.name = name  # type: ignore[attr-defined]
@@ -57,7 +71,7 @@ def _registered_name(node: ast.stmt) -> str | None:
     return None
 
 
-def _entries_of_file(path: Path, package: str) -> list[Entry]:
+def _entries_of_file(path: Path, package: str) -> list[Entry[T]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").partition("\n")[0]
     return [
@@ -67,13 +81,18 @@ def _entries_of_file(path: Path, package: str) -> list[Entry]:
     ]
 
 
-def _entry_of_plugin(point: EntryPoint) -> Entry:
+def _entry_of_plugin(point: EntryPoint) -> Entry[T]:
     package = point.dist.name if point.dist else "another package"
     return Entry(point.name, point.value, f"from {package}")
 
 
-class Registry(Mapping[str, Entry]):
-    """The components of one kind: those in `folder`, and those of the entry-point group.
+class Registry(Mapping[str, Entry[T]]):
+    """The components of one kind, by name: those of the modules in `folder` and of an entry-point group.
+
+    Args:
+        kind: what a component is called in messages.
+        package: the package that `folder` is.
+        group: the entry-point group.
 
     Raises:
         UsageError: for an unknown name (with the nearest one), or a name that is registered twice.
@@ -83,11 +102,12 @@ class Registry(Mapping[str, Entry]):
         self.kind, self.package, self.folder, self.group = kind, package, folder, group
 
     @cached_property
-    def _entries(self) -> dict[str, Entry]:
-        found = [e for path in sorted(self.folder.glob("*.py")) for e in _entries_of_file(path, self.package)]
-        found += [_entry_of_plugin(point) for point in entry_points(group=self.group)]
-        entries: dict[str, Entry] = {}
-        for entry in found:
+    def _entries(self) -> dict[str, Entry[T]]:
+        modules = sorted(self.folder.glob("*.py"))
+        candidates: list[Entry[T]] = [e for path in modules for e in _entries_of_file(path, self.package)]
+        candidates += [_entry_of_plugin(point) for point in entry_points(group=self.group)]
+        entries: dict[str, Entry[T]] = {}
+        for entry in candidates:
             other = entries.setdefault(entry.name, entry)
             if other.target != entry.target:
                 raise UsageError(
@@ -96,7 +116,7 @@ class Registry(Mapping[str, Entry]):
                 )
         return entries
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> Entry[T]:
         if name not in self._entries:
             raise unknown(self.kind, name, self._entries)
         return self._entries[name]
@@ -111,4 +131,6 @@ class Registry(Mapping[str, Entry]):
         return len(self._entries)
 
 
-METHODS = Registry("method", "methods", Path(__file__).parent, "duallora_bench.methods")
+METHODS: Registry[type[Method]] = Registry(
+    "method", "methods", Path(__file__).parent, "duallora_bench.methods"
+)

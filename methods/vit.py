@@ -1,24 +1,26 @@
 """timm's vision transformer with seams: named places in its attention where a method plugs in.
 
-timm's model is created untouched. `open_seams` then turns each block's attention into a
-`SeamAttention`: the same module, the same parameters under the same names, plus one slot, `plug`.
-With the slot empty the call goes to timm's own code, so logits are timm's bit for bit and the pass
-costs what timm's costs. A `Plug` sees the block's normalised input and may change
+timm's model is created unchanged. `open_seams` then turns each block's attention into a
+`SeamAttention`: the same module, with the same parameters under the same names, and one slot, `plug`.
+With the slot empty, timm's own code runs, so logits equal timm's bit for bit and the pass has timm's cost.
+A `Plug` reads the block's normalised input and may change
 
-- what the projections give (`Plug.project`): low-rank additions to q, k, v;
-- what is attended to (`Plug.attend`): prefixes in front of k and v; anything that needs the
+- the output of the projections (`Plug.project`): low-rank additions to q, k, v;
+- what is attended to (`Plug.attend`): prefixes in front of k and v, or anything that needs the
   attention weights before v is used, such as the class token's read-out.
 
-Attention stays fused in both cases. `InputTokens` adds tokens to the sequence itself and lets the
-classifier read them. Shapes below: B images, N tokens, D width, H heads, D = H * Dh; M >= N keys where a
-plug adds prefixes.
+Attention is fused in both cases. `InputTokens` adds tokens to the sequence itself and has the classifier
+read them.
+
+Shapes: B images of S x S pixels, N tokens, D width, H heads, D = H * Dh; M >= N keys where a plug adds
+prefixes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,17 +31,17 @@ from methods.errors import UsageError
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
-# What a plugged forward pass accounts for. Attention with other parts (a gate, say) is refused
-# rather than computed wrongly.
+# The parts of an attention that a plugged pass computes. An attention with other parts, such as a gate, is
+# refused.
 KNOWN_PARTS = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop", "plug"}
 
 
 class Plug(nn.Module):
-    """What a method puts into one block's attention. As it stands it changes nothing."""
+    """Base of what a method plugs into one block's attention; this one changes nothing."""
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing at present: the call then goes to timm's own code."""
+        """Whether it changes nothing at present; timm's own code runs then."""
         return False
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
@@ -47,7 +49,9 @@ class Plug(nn.Module):
 
         Args:
             x: (B, N, D), the block's normalised input.
-            q, k, v: (B, N, D) each.
+            q: queries (B, N, D).
+            k: keys (B, N, D).
+            v: values (B, N, D).
         """
         return q, k, v
 
@@ -56,7 +60,9 @@ class Plug(nn.Module):
 
         Args:
             x: (B, N, D), the block's normalised input.
-            q, k, v: (B, H, N, Dh) each.
+            q: queries (B, H, N, Dh).
+            k: keys (B, H, N, Dh).
+            v: values (B, H, N, Dh).
 
         Returns:
             q (B, H, N, Dh), and k and v (B, H, M, Dh): the output keeps N tokens for any M.
@@ -67,20 +73,22 @@ class Plug(nn.Module):
 class Prefix(Plug):
     """Keys and values in front of the block's own (prefix tuning, arXiv 2101.00190).
 
-    They are used as they are: no projection and no normalisation of keys is applied to them. `given` is the
-    pair of them, (B, L, D) each, or (1, L, D) for the same ones in every image; None: nothing is added.
+    Neither a projection nor a normalisation of keys is applied to them.
+
+    Attributes:
+        prompt: keys and values, (B, L, D) each, or (1, L, D) for the same ones in every image; None: idle.
     """
 
-    given: tuple[Tensor, Tensor] | None = None
+    prompt: tuple[Tensor, Tensor] | None = None
 
     @property
     def idle(self) -> bool:
-        return self.given is None
+        return self.prompt is None
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        assert self.given is not None
+        assert self.prompt is not None
         prefix_k, prefix_v = (
-            split_heads(t.to(k.dtype), k.shape[1]).expand(len(k), -1, -1, -1) for t in self.given
+            split_heads(t.to(k.dtype), k.shape[1]).expand(len(k), -1, -1, -1) for t in self.prompt
         )
         return q, torch.cat([prefix_k, k], 2), torch.cat([prefix_v, v], 2)
 
@@ -91,12 +99,16 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class SeamAttention(Attention):  # type: ignore[misc]
-    """timm's multi-head self-attention with a slot for a `Plug`. Made by `open_seams` only."""
+    """timm's multi-head self-attention with a slot for a `Plug`. Only `open_seams` creates it."""
 
     plug: Plug | None
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """(B, N, D) -> (B, N, D).
+
+        Raises:
+            UsageError: if it is plugged and gets further arguments, such as a mask.
+        """
         plug = self.plug
         if plug is None or plug.idle:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
@@ -141,37 +153,39 @@ def _open(attention: nn.Module) -> SeamAttention:
 
 
 class InputTokens:
-    """Tokens added to the sequence in front of the first block; the classifier then reads their mean.
+    """Tokens added to the sequence before the first block; the classifier reads the mean of their outputs.
 
-    `given` are the tokens (B, L, D); None: nothing is added, and the classifier reads what timm has it read.
-    They stand behind the image's own tokens, where the class token keeps its place, and have no position
-    embedding: attention is blind to order, so where they stand changes nothing else.
+    They follow the image's own tokens, so that the class token stays first, and have no position embedding.
+    Attention does not depend on the order of tokens, so their place has no other effect.
+
+    Attributes:
+        prompt: the tokens (B, L, D); None: nothing is added, and the classifier reads what it reads in timm.
     """
 
     def __init__(self, vit: VisionTransformer) -> None:
-        self.given: Tensor | None = None
-        self.read: Tensor | None = None
-        vit.norm_pre.register_forward_hook(self._join)
-        vit.norm.register_forward_hook(self._look)
-        vit.fc_norm.register_forward_pre_hook(self._hand_over)
+        self.prompt: Tensor | None = None
+        self._pooled: Tensor | None = None
+        vit.norm_pre.register_forward_hook(self._append)
+        vit.norm.register_forward_hook(self._pool)
+        vit.fc_norm.register_forward_pre_hook(self._replace)
 
-    def _join(self, module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-        return tokens if self.given is None else torch.cat([tokens, self.given.to(tokens.dtype)], 1)
+    def _append(self, module: nn.Module, inputs: object, tokens: Tensor) -> Tensor:
+        return tokens if self.prompt is None else torch.cat([tokens, self.prompt.to(tokens.dtype)], 1)
 
-    def _look(self, module: nn.Module, inputs: Any, tokens: Tensor) -> None:
-        self.read = None if self.given is None else tokens[:, -self.given.shape[1] :].mean(1)
+    def _pool(self, module: nn.Module, inputs: object, tokens: Tensor) -> None:
+        self._pooled = None if self.prompt is None else tokens[:, -self.prompt.shape[1] :].mean(1)
 
-    def _hand_over(self, module: nn.Module, inputs: Any) -> Tensor | None:
-        """What goes into the last layers before the classifier, in place of the pooled tokens."""
-        read, self.read = self.read, None
-        return read
+    def _replace(self, module: nn.Module, inputs: object) -> Tensor | None:
+        """The input (B, D) of the last layers before the classifier, in place of timm's pooled tokens."""
+        pooled, self._pooled = self._pooled, None
+        return pooled
 
 
 @contextmanager
-def watching(attentions: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call `see(i, x)` with the normalised input x (B, N, D) of attention i whenever a pass reaches it."""
+def watching(attentions: Sequence[nn.Module], receive: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Within the context, every pass calls `receive(i, x)` with the input x (B, N, D) of attention i."""
     hooks = [
-        attention.register_forward_pre_hook(lambda _, inputs, i=i: see(i, inputs[0]))
+        attention.register_forward_pre_hook(lambda _, inputs, i=i: receive(i, inputs[0]))
         for i, attention in enumerate(attentions)
     ]
     try:
@@ -182,15 +196,15 @@ def watching(attentions: Sequence[nn.Module], see: Callable[[int, Tensor], None]
 
 
 def embed(vit: VisionTransformer, x: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, D): the features the classifier sees."""
+    """(B, 3, S, S) -> (B, D): the features that the classifier reads."""
     return vit.forward_head(vit.forward_features(x), pre_logits=True)  # type: ignore[no-any-return]
 
 
 def check_blocks(option: str, blocks: Sequence[int], vit: VisionTransformer) -> None:
-    """Refuse numbers of blocks, from 0, that `vit` does not have, or that are given twice.
+    """Refuse block numbers, from 0, that `vit` does not have or that occur twice.
 
     Raises:
-        UsageError: naming the option and the legal numbers.
+        UsageError: naming `option` and the legal numbers.
     """
     if set(blocks) <= set(range(len(vit.blocks))) and len(set(blocks)) == len(blocks):
         return

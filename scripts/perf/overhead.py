@@ -24,7 +24,7 @@ from bench.cell.strategy import autocast, cosine
 from bench.cell.stream import experiences
 from methods.base import reset_optimizer, trainable
 from methods.finetune import Finetune
-from methods.head import only
+from methods.head import mask_logits
 from scripts.common import MEAN, STD, Rounds, assemble, in_turns, random_images, ratios
 
 SIDE = 32
@@ -64,7 +64,7 @@ def bare(x: Tensor, y: Tensor, rounds: int, batch_size: int, precision: str) -> 
         batch = (torch.where(mirror[:, None, None, None], batch.flip(3), batch) - mean) / std
         with autocast(torch.device("cpu"), precision):
             logits = model(batch)
-        loss = F.cross_entropy(only(logits.float(), classes), y[picked])
+        loss = F.cross_entropy(mask_logits(logits.float(), classes), y[picked])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -27,9 +27,8 @@ from bench.cell.stream import ImageSet, experiences
 from bench.cli import build_parser, gather
 from bench.grid.plan import Paths, images_of, paths_from, plan, split_of
 from bench.spec import Cell, settings_from
-from methods.dualprompt import Experts
+from methods.dualprompt import Experts, nearest
 from methods.l2p import most_frequent
-from methods.prompts import cosine
 from scripts.markdown import table
 
 MIXED = "mixed"
@@ -81,15 +80,9 @@ def predict(strategy: Strategy, images: ImageSet, batches: Batches) -> Tensor:
     return predicted
 
 
-def let_vote(experts: Experts) -> None:
-    """From now on a batch shares the expert that most of its images match."""
-
-    def matched(query: Tensor) -> Tensor:
-        own = cosine(query, torch.stack(list(experts.keys))).argmax(1, keepdim=True)
-        experts.selected = most_frequent(own)[:, 0]
-        return torch.stack(list(experts.experts), 2)[:, :, experts.selected]
-
-    experts._matched = matched  # type: ignore[method-assign]
+def majority(query: Tensor, keys: Tensor) -> Tensor:
+    """Index (B,) of the key, of (n, D), that is nearest to most of the queries (B, D): the same for all."""
+    return most_frequent(nearest(query, keys)[:, None])[:, 0]
 
 
 def deployed(strategy: Strategy, label: str) -> Iterator[str]:
@@ -97,7 +90,7 @@ def deployed(strategy: Strategy, label: str) -> Iterator[str]:
     yield label
     prompter = getattr(strategy.model, "prompts", None)
     if isinstance(prompter, Experts):
-        let_vote(prompter)
+        prompter.select = majority
         yield f"{label}, with a vote"
 
 

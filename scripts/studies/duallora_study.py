@@ -106,7 +106,7 @@ def test(trained: Trained, images: Any, gate: str) -> Tested:
             set_gates(plug, gate, truth, len(head.tasks))
         with strategy.autocast():
             logits = model(x).float()
-        found.append((logits, torch.stack(list(trained.method.trail.relevance.values()), 1), y, truth))
+        found.append((logits, torch.stack(list(trained.method.context.relevance.values()), 1), y, truth))
     logits, e, y, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Tested(logits, e.transpose(0, 1), y, truth, head.experience_of)
 

@@ -25,7 +25,7 @@ def grown(name: str, model: Any, classes: Any = EXPERIENCES, **options: Any) -> 
     method = METHODS[name].load()(**options)
     method.attach(model)
     for group in classes:
-        method._grow(model, group)
+        method.start_experience(model, group)
         method.begin(stream_of(len(classes)))
         method.after_training_exp(stream_of(len(classes)))
     return method

@@ -11,7 +11,8 @@ from avalanche.training.supervised import Naive
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from methods.base import Method, autocast_of, reset_optimizer, clean_batches, trainable
+from methods.base import Method, reset_optimizer, trainable
+from methods.passes import autocast_of, clean_batches
 from tests.conftest import synthetic, tiny_vit
 
 

@@ -34,7 +34,7 @@ def test_weights_are_of_either_sign_at_most_one_and_not_a_distribution():
 def test_a_weight_of_either_sign_counts_by_its_size():
     _, method = randomised("coda-prompt")
     method.prompter.weights = torch.tensor([[[0.5, -0.5]], [[0.1, -0.3]]])
-    torch.testing.assert_close(method.prompter.chosen(), torch.tensor([[0.3, 0.4]]))
+    torch.testing.assert_close(method.prompter.prompt_weights(), torch.tensor([[0.3, 0.4]]))
 
 
 def test_gradients_of_the_weights_are_those_of_the_formula():
@@ -48,7 +48,7 @@ def test_half_of_the_length_are_keys_and_half_values(length):
     model, method = randomised("coda-prompt", length=length)
     seen = []
     for seam in method.prompter.seams:
-        model.blocks[0].register_forward_hook(lambda *_, seam=seam: seen.append(seam.given))
+        model.blocks[0].register_forward_hook(lambda *_, seam=seam: seen.append(seam.prompt))
     model(images())
     assert [(k.shape[1], v.shape[1]) for k, v in seen[5:]] == [(length // 2, length // 2)] * 5
 

@@ -16,8 +16,9 @@ from avalanche.training.plugins import SupervisedPlugin
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods import duallora
-from methods.duallora import DualLora, DualPlug, features
+from methods import duallora_modules
+from methods.duallora import DualLora
+from methods.duallora_modules import DualPlug, features
 from methods.errors import UsageError
 from methods.head import ClassHead
 from methods.lora import LowRank
@@ -120,7 +121,7 @@ def state_of(gate: str, **options: Any) -> dict[str, Tensor]:
 
 
 def by_block(parts: dict[int, Tensor]) -> Tensor:
-    """What blocks left in the trail of a pass, (L, B, t)."""
+    """What blocks left in the context of a pass, (L, B, t)."""
     return torch.stack([parts[block] for block in sorted(parts)])
 
 
@@ -142,7 +143,7 @@ def plug_state(state: dict[str, Tensor], block: int, name: str) -> Tensor:
 
 def bases(state: dict[str, Tensor], block: int) -> list[Tensor]:
     """S_1, ..., S_t, each (D, k_i)."""
-    basis, member = plug_state(state, block, "basis"), plug_state(state, block, "member")
+    basis, member = plug_state(state, block, "basis"), plug_state(state, block, "basis_owner")
     return [basis[:, column > 0] for column in member.T]
 
 
@@ -176,7 +177,7 @@ every_block = pytest.mark.parametrize("block", range(BLOCKS))
 def test_bases_are_orthonormal_grow_and_belong_to_one_experience_each(options, block):
     learnt, before = learnt_with(**options), 0
     for t, state in enumerate(learnt.after, start=1):
-        basis, member = plug_state(state, block, "basis"), plug_state(state, block, "member")
+        basis, member = plug_state(state, block, "basis"), plug_state(state, block, "basis_owner")
         size = basis.shape[1]
         assert (basis.T @ basis - torch.eye(size)).abs().max() < 1e-6
         assert torch.equal(member.sum(1), torch.ones(size, dtype=torch.float64))
@@ -233,7 +234,7 @@ def test_an_experience_is_out_of_reach_of_later_orthogonal_updates(block):
     learnt = learnt_with()
     method, model = restored(learnt.states[0])
     seen: list[Tensor] = []
-    method.trail.collect = lambda i, rows: seen.append(rows.flatten(0, 1)) if i == block else None
+    method.context.collect = lambda i, rows: seen.append(rows.flatten(0, 1)) if i == block else None
     with torch.no_grad():
         model(learnt.images(0))
     rows, psi = torch.cat(seen).double(), plug_state(learnt.after[0], block, "basis")
@@ -249,13 +250,17 @@ def test_an_experience_is_out_of_reach_of_later_orthogonal_updates(block):
         assert (rows @ change.T).norm() / (largest * rows.norm()) <= (1 - share).sqrt()
 
 
+#: What a block keeps of finished experiences, and the dimension along which it is stacked.
+KEPT = [("mean_evidence", 0), ("gate_threshold", 0), ("banks.v.down", 0), ("banks.v.up", 1)]
+
+
 @every_block
 @pytest.mark.parametrize("gate", ["relevance", "posterior"])
 def test_what_an_experience_leaves_behind_never_changes(gate, block):
     after = learnt_with(gate=gate).after
     for i, then in enumerate(after):
         for later in after[i + 1 :]:
-            for name, dimension in [("usual", 0), ("normal", 0), ("banks.v.down", 0), ("banks.v.up", 1)]:
+            for name, dimension in KEPT:
                 old, new = plug_state(then, block, name), plug_state(later, block, name)
                 count = (i + 1) * (RANK if "banks" in name else 1)
                 assert old.shape[dimension] == count
@@ -334,8 +339,8 @@ def test_nine_in_ten_of_its_own_images_open_an_experiences_gate():
         method, model = restored(state)
         with torch.no_grad():
             model(learnt.images(t))
-        assert by_block(method.trail.gates).shape == (BLOCKS, 48, t + 1)
-        for gates in method.trail.gates.values():
+        assert by_block(method.context.gates).shape == (BLOCKS, 48, t + 1)
+        for gates in method.context.gates.values():
             assert gates.min() >= 0
             assert gates.max() <= 1
             assert 0.85 <= (gates[:, t] == 1).float().mean() <= 0.95
@@ -348,7 +353,7 @@ def test_other_images_close_it_more_than_its_own():
     for t in range(EXPERIENCES):
         with torch.no_grad():
             model(learnt.images(t))
-        means.append(by_block(method.trail.gates).mean((0, 1)))
+        means.append(by_block(method.context.gates).mean((0, 1)))
     for t in range(EXPERIENCES):
         assert max(means[i][t] for i in range(EXPERIENCES) if i != t) < means[t][t] - 0.2
 
@@ -359,7 +364,7 @@ def test_an_experiences_gate_is_open_where_its_images_show_nothing_of_their_own(
     method, model = restored(learnt.states[-1], feature="cls_in")
     with torch.no_grad():
         model(learnt.images(2))
-    assert method.trail.gates[0][:, 2].mean() > 0.85
+    assert method.context.gates[0][:, 2].mean() > 0.85
 
 
 def test_no_gradient_passes_through_the_gates():
@@ -373,10 +378,10 @@ def test_no_gradient_passes_through_the_gates():
         return [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
     found = gradients()
-    gates = by_block(model.head.trail.gates)
+    gates = by_block(model.head.context.gates)
     assert not gates.requires_grad
     assert ((gates[1] > 0) & (gates[1] < 1)).any()  # where they would pass one on, were they allowed to
-    with patch.object(DualPlug, "look", lambda self, x, q, k: gates[self.index]):
+    with patch.object(DualPlug, "read_gates", lambda self, x, q, k: gates[self.index]):
         constant = gradients()
     assert len(found) == 2 * 2 * BLOCKS + 2
     assert all(torch.equal(a, b) for a, b in zip(found, constant, strict=True))
@@ -384,7 +389,9 @@ def test_no_gradient_passes_through_the_gates():
 
 def forced(value: float) -> Any:
     """All gates of finished experiences at `value`."""
-    return patch.object(DualPlug, "gates", lambda self, e: torch.full((len(e), len(self.normal)), value))
+    return patch.object(
+        DualPlug, "gates", lambda self, e: torch.full((len(e), len(self.gate_threshold)), value)
+    )
 
 
 def plain_features(state: dict[str, Tensor], share: float, images: Tensor) -> Tensor:
@@ -427,11 +434,11 @@ def test_posterior_gates_are_the_probability_of_this_experience_or_a_later_one(i
     method, model = restored(learnt_with().states[-1], gate="posterior", tau=0.7)
     with torch.no_grad():
         model(images)
-    relevance, gates = by_block(method.trail.relevance), by_block(method.trail.gates)
-    usual = [plug.usual.tolist() for plug in plugs_of(model)]
+    relevance, gates = by_block(method.context.relevance), by_block(method.context.gates)
+    means = [plug.mean_evidence.tolist() for plug in plugs_of(model)]
     for block in range(BLOCKS):
         for b, row in enumerate(gates[block].tolist()):
-            s = scores_by_hand(relevance[: block + 1, b].tolist(), usual[: block + 1], "remaining")
+            s = scores_by_hand(relevance[: block + 1, b].tolist(), means[: block + 1], "remaining")
             pi = softmax_by_hand(s, 0.7)
             assert row == pytest.approx([sum(pi[i:]) for i in range(EXPERIENCES)], abs=1e-5)
     assert (gates[:, :, 0] - 1).abs().max() < 1e-6
@@ -450,14 +457,14 @@ def test_all_gates_are_open_while_an_experience_is_learnt(gate, images):
 # ---- the whole forward pass by hand --------------------------------------------------------------
 
 
-def scores_by_hand(relevance: list[list[float]], usual: list[list[float]], score: str) -> list[float]:
-    """s_i of one sample from e and the usual evidence, [block][experience]."""
+def scores_by_hand(relevance: list[list[float]], means: list[list[float]], score: str) -> list[float]:
+    """s_i of one sample from e and the mean evidence, [block][experience]."""
     t = len(relevance[0])
     totals = [0.0] * t
-    for e, normal in zip(relevance, usual, strict=True):
+    for e, mean in zip(relevance, means, strict=True):
         for i in range(t):
             left = 1 - sum(e[:i]) if score == "remaining" else 1.0
-            totals[i] += (e[i] / left + 1e-6) / (normal[i] + 1e-6)
+            totals[i] += (e[i] / left + 1e-6) / (mean[i] + 1e-6)
     return [total / len(relevance) for total in totals]
 
 
@@ -490,7 +497,7 @@ class ByHand:
 
     def __init__(self, model: VisionTransformer, hyper: Any) -> None:
         self.vit, self.hyper = deepcopy(model).double(), hyper
-        self.learning = model.head.trail.learning
+        self.learning = model.head.context.learning
         self.depth = round(hyper.score_depth * BLOCKS)
         self.rows: list[list[Tensor]] = [[] for _ in model.blocks]
         self.outputs: list[list[Tensor]] = [[] for _ in model.blocks]
@@ -538,12 +545,12 @@ class ByHand:
 
     def gates(self, i: int, plug: Any, rows: Tensor) -> list[float]:
         self.rows[i].append(rows)
-        parts = [plug.basis[:, column > 0] for column in plug.member.T]
+        parts = [plug.basis[:, column > 0] for column in plug.basis_owner.T]
         e = [float((rows @ part).square().sum() / rows.square().sum()) for part in parts]
         self.relevance.append(e)
-        n = len(plug.normal)
+        n = len(plug.gate_threshold)
         if self.hyper.gate == "relevance":
-            return [min(e[j] / float(plug.normal[j]), 1.0) for j in range(n)]
+            return [min(e[j] / float(plug.gate_threshold[j]), 1.0) for j in range(n)]
         first = BLOCKS - self.depth
         if self.hyper.gate == "none" or self.learning or i < first:
             return [1.0] * n
@@ -551,8 +558,8 @@ class ByHand:
         return [sum(pi[j:]) for j in range(n)]
 
     def scores(self, blocks: slice) -> list[float]:
-        usual = [plug.usual.tolist() for plug in plugs_of(self.vit)]
-        return scores_by_hand(self.relevance[blocks], usual[blocks], self.hyper.score)
+        means = [plug.mean_evidence.tolist() for plug in plugs_of(self.vit)]
+        return scores_by_hand(self.relevance[blocks], means[blocks], self.hyper.score)
 
     def residual(self, plug: Any, target: str, gates: list[float], u: Tensor) -> Tensor:
         bank, change = plug.banks[target], torch.zeros_like(u)
@@ -590,8 +597,8 @@ def stirred(model: VisionTransformer) -> VisionTransformer:
         draw(block.attn.qkv.bias, 0.3)
         for part in [*plug.banks.values(), *plug.orthogonal.values(), *plug.residual.values()]:
             draw(part.up, 0.5)
-        plug.usual.copy_(0.1 + 0.4 * torch.rand(len(plug.usual), generator=rng))
-        plug.normal.copy_(0.1 + 0.4 * torch.rand(len(plug.normal), generator=rng))
+        plug.mean_evidence.copy_(0.1 + 0.4 * torch.rand(len(plug.mean_evidence), generator=rng))
+        plug.gate_threshold.copy_(0.1 + 0.4 * torch.rand(len(plug.gate_threshold), generator=rng))
     for head in model.head.tasks:
         draw(head.weight, 0.1)
         draw(head.bias, 0.1)
@@ -622,7 +629,7 @@ def test_a_trained_models_pass_by_hand(targets, feature, gate, images):
     banks = [plug.banks[target].down for plug in plugs_of(model) for target in targets]
     assert all(len(bank) == (0 if gate == "none" else EXPERIENCES * RANK) for bank in banks)
     if gate != "none":
-        gates = by_block(method.trail.gates)
+        gates = by_block(method.context.gates)
         assert ((gates > 0.05) & (gates < 0.95)).float().mean() > 0.2
 
 
@@ -657,10 +664,10 @@ def test_calibration_adds_to_each_experiences_classes_what_its_posterior_says(ca
     method, model = restored(learnt_with().states[-1], calibration=calibration, certain=0.2, beta=1.5)
     with torch.no_grad():
         found, raw = model(images), raw_logits(model, images)
-    relevance = by_block(method.trail.relevance)
-    usual = [plug.usual.tolist() for plug in plugs_of(model)]
+    relevance = by_block(method.context.relevance)
+    means = [plug.mean_evidence.tolist() for plug in plugs_of(model)]
     for b in range(len(images)):
-        s = scores_by_hand(relevance[:, b].tolist(), usual, "remaining")
+        s = scores_by_hand(relevance[:, b].tolist(), means, "remaining")
         weights = weights_by_hand(posterior_by_hand(s, method.hyper), method.hyper)
         expected = [raw[b, c].item() + weights[ORDER.index(c) // 2] for c in range(6)]
         assert found[b].tolist() == pytest.approx(expected, abs=1e-4)
@@ -696,7 +703,7 @@ def test_the_first_experience_alone_is_certain_and_changes_no_logits(gate, calib
     if calibration != "none":
         assert torch.equal(model.head.posterior, torch.ones(48, 1))
     if gate == "posterior":
-        assert torch.equal(by_block(method.trail.gates), torch.ones(BLOCKS, 48, 1))
+        assert torch.equal(by_block(method.context.gates), torch.ones(BLOCKS, 48, 1))
 
 
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
@@ -724,7 +731,7 @@ def test_an_evaluation_is_one_pass_a_batch():
 
 
 @pytest.mark.parametrize(
-    ("score_depth", "gate", "calibration", "looking", "scored"),
+    ("score_depth", "gate", "calibration", "reads", "scored"),
     [
         (1.0, "none", "softmax", 2, [0, 1]),
         (0.5, "none", "softmax", 1, [1]),
@@ -735,14 +742,14 @@ def test_an_evaluation_is_one_pass_a_batch():
         (0.5, "none", "none", 0, []),
     ],
 )
-def test_only_blocks_that_are_asked_look(score_depth, gate, calibration, eval_no_grad, scored, images):
+def test_only_blocks_that_are_asked_look(score_depth, gate, calibration, reads, scored, images):
     state = learnt_with(gate=gate, score_depth=score_depth).states[-1]
     method, model = restored(state, score_depth=score_depth, gate=gate, calibration=calibration)
     read_out = Mock(wraps=features)
-    with torch.no_grad(), patch.object(duallora, "features", read_out):
+    with torch.no_grad(), patch.object(duallora_modules, "features", read_out):
         model(images)
-    assert read_out.call_count == eval_no_grad
-    assert sorted(method.trail.relevance) == scored
+    assert read_out.call_count == reads
+    assert sorted(method.context.relevance) == scored
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -782,11 +789,12 @@ def test_what_is_usual_is_measured_on_the_experiences_trained_features(block):
         rows = torch.stack(by_hand.rows[block])
         e = torch.stack([(rows @ p).square().sum((1, 2)) / rows.square().sum((1, 2)) for p in parts], 1)
         rho = e[:, t] / (1 - e[:, :t].sum(1))
-        assert plug_state(learnt.after[t], block, "usual")[t].item() == pytest.approx(
+        assert plug_state(learnt.after[t], block, "mean_evidence")[t].item() == pytest.approx(
             rho.mean().item(), rel=1e-4
         )
         quantile = e[:, t].quantile(learnt.method.hyper.gate_quantile).item()
-        assert plug_state(learnt.after[t], block, "normal")[t].item() == pytest.approx(quantile, rel=1e-4)
+        threshold = plug_state(learnt.after[t], block, "gate_threshold")[t].item()
+        assert threshold == pytest.approx(quantile, rel=1e-4)
 
 
 def room(capacity: float, taken: int, t: int) -> int:
@@ -812,7 +820,7 @@ class Looking(SupervisedPlugin):
         method.energies(strategy)
         assert strategy.model.training
         assert torch.equal(torch.get_rng_state(), state)
-        assert method.trail.collect is None
+        assert method.context.collect is None
 
 
 def test_a_pass_for_statistics_changes_nothing():
@@ -824,21 +832,21 @@ def test_diagnostics_are_what_an_evaluation_showed():
     learnt = learnt_with()
     method, model = restored(learnt.states[-1], tau=0.5)
     for plug in plugs_of(model):
-        plug.usual.copy_(plug.usual * torch.tensor([0.4, 1.0, 0.9]))  # so that it errs
+        plug.mean_evidence.copy_(plug.mean_evidence * torch.tensor([0.4, 1.0, 0.9]))  # so that it errs
     learner(model, method).eval(learnt.benchmark.test_stream)
     found = method.diagnostics()
     right, sure, own, earlier, later = [], [], [], [], []
     for i in range(EXPERIENCES):
         with torch.no_grad():
             model(learnt.images(i))
-        gates = by_block(method.trail.gates)
+        gates = by_block(method.context.gates)
         own.append(gates[:, :, i])
         earlier.append(gates[:, :, :i].flatten(1))
         later.append(gates[:, :, i + 1 :].flatten(1))
-        relevance = by_block(method.trail.relevance)
-        usual = [plug.usual.tolist() for plug in plugs_of(model)]
+        relevance = by_block(method.context.relevance)
+        means = [plug.mean_evidence.tolist() for plug in plugs_of(model)]
         for b in range(48):
-            pi = softmax_by_hand(scores_by_hand(relevance[:, b].tolist(), usual, "remaining"), 0.5)
+            pi = softmax_by_hand(scores_by_hand(relevance[:, b].tolist(), means, "remaining"), 0.5)
             right.append(pi.index(max(pi)) == i)
             sure.append(1 + sum(p * math.log(p) for p in pi) / math.log(EXPERIENCES))
     assert 0.1 < sum(right) / len(right) < 0.9
@@ -910,7 +918,7 @@ def test_a_block_that_sees_nothing_of_its_own_scores_all_experiences_alike():
     method, model = restored(learnt.states[-1], feature="cls_in")
     with torch.no_grad():
         model(learnt.images(2))
-    torch.testing.assert_close(method.trail.score[0], torch.ones(48, EXPERIENCES), atol=0.05, rtol=0)
+    torch.testing.assert_close(method.context.score[0], torch.ones(48, EXPERIENCES), atol=0.05, rtol=0)
 
 
 def test_what_an_earlier_evaluation_showed_is_not_told_of_a_later_experience():

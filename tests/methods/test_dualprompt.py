@@ -7,7 +7,7 @@ import torch
 
 from methods.dualprompt import DualPrompt, DualPromptHyper
 from methods.errors import UsageError
-from methods.prompts import cosine
+from methods.prompts import cosine_similarity
 from tests.methods.conftest import Run
 from tests.methods.prompted import images, randomised
 
@@ -16,7 +16,7 @@ def handed_out(model, method, x):
     """The (keys, values) of every prompted block, as the blocks get them."""
     seen = []
     for seam in method.prompter.seams:
-        model.blocks[0].register_forward_hook(lambda *_, seam=seam: seen.append(seam.given))
+        model.blocks[0].register_forward_hook(lambda *_, seam=seam: seen.append(seam.prompt))
     model(x)
     for block in model.blocks:
         block._forward_hooks.clear()
@@ -42,7 +42,7 @@ def test_an_image_is_given_the_expert_of_the_nearest_key():
     model, method = randomised("dualprompt")
     model(images())
     parts = method.prompter
-    similar = torch.stack([cosine(parts.query, key[None])[:, 0] for key in parts.keys], 1)
+    similar = torch.stack([cosine_similarity(parts.query, key[None])[:, 0] for key in parts.keys], 1)
     assert torch.equal(parts.selected, similar.argmax(1))
     assert len(set(parts.selected.tolist())) == 3
 
@@ -71,12 +71,12 @@ def test_a_step_on_the_key_alone_brings_it_nearer_to_the_queries():
     model(images())
     parts = method.prompter
     parts.keys.requires_grad_(True)
-    loss, before = parts.penalty(), cosine(parts.query, parts.keys[2][None]).mean().item()
+    loss, before = parts.penalty(), cosine_similarity(parts.query, parts.keys[2][None]).mean().item()
     assert loss.item() == pytest.approx(-before, rel=1e-5)
     loss.backward()
     with torch.no_grad():
         parts.keys[2] -= 0.01 * parts.keys[2].grad
-    assert cosine(parts.query, parts.keys[2][None]).mean() > before
+    assert cosine_similarity(parts.query, parts.keys[2][None]).mean() > before
     assert parts.penalty() < loss
     assert parts.keys[0].grad is None
     assert parts.general.grad is None
@@ -96,7 +96,7 @@ def test_an_experience_moves_its_own_expert_and_key_and_the_general_prompt():
 def test_an_expert_starts_from_the_one_before_and_its_key_does_not():
     starts = Run("dualprompt", epochs=1, experiences=1)
     trained = starts.method.prompter
-    starts.method._grow(starts.model, [0, 5])
+    starts.method.start_experience(starts.model, [0, 5])
     assert torch.equal(trained.experts[1], trained.experts[0])
     assert not torch.equal(trained.keys[1], trained.keys[0])
     assert 0 <= trained.keys[1].min() <= trained.keys[1].max() <= 0.01

@@ -46,7 +46,9 @@ def test_the_local_loss_is_the_loss_of_the_current_head_alone():
     head.grow([0, 1])
     new = head.grow([2, 3])
     x, y = torch.randn(8, 4), torch.tensor([2, 3] * 4)
-    torch.testing.assert_close(F.cross_entropy(mask_logits(head(x), [2, 3]), y), F.cross_entropy(new(x), y - 2))
+    torch.testing.assert_close(
+        F.cross_entropy(mask_logits(head(x), [2, 3]), y), F.cross_entropy(new(x), y - 2)
+    )
 
 
 def test_an_empty_head_says_what_to_do():

@@ -24,7 +24,7 @@ from methods.identity import (
     softmax_posterior,
     stick_posterior,
 )
-from methods.subspace import growth, joined
+from methods.subspace import append_basis, new_directions
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -68,9 +68,9 @@ def test_the_remaining_share_is_a_share_and_does_not_see_later_experiences(seed,
 
 
 def test_scores_are_evidence_over_what_is_usual():
-    e, usual = torch.tensor([[0.5, 0.25], [0.2, 0.4]]), torch.tensor([0.4, 0.5])
-    torch.testing.assert_close(scores(e, usual, "share"), torch.tensor([[1.25, 0.5], [0.5, 0.8]]))
-    torch.testing.assert_close(scores(e, usual, "remaining"), torch.tensor([[1.25, 1.0], [0.5, 1.0]]))
+    e, means = torch.tensor([[0.5, 0.25], [0.2, 0.4]]), torch.tensor([0.4, 0.5])
+    torch.testing.assert_close(scores(e, means, "share"), torch.tensor([[1.25, 0.5], [0.5, 0.8]]))
+    torch.testing.assert_close(scores(e, means, "remaining"), torch.tensor([[1.25, 1.0], [0.5, 1.0]]))
 
 
 # ---- posteriors ----------------------------------------------------------------------------------
@@ -220,8 +220,8 @@ def bases_of(features: Tensor) -> tuple[Tensor, Tensor]:
     """The bases (D, m) that grow with the experiences, and whose each column is (m, t)."""
     basis, owners = torch.zeros(WIDTH, 0, dtype=torch.float64), []
     for i, seen in enumerate(features):
-        more = growth(basis, seen.T @ seen / len(seen), 0.98, at_least=1)
-        basis = joined(basis, more)
+        more = new_directions(basis, seen.T @ seen / len(seen), 0.98, at_least=1)
+        basis = append_basis(basis, more)
         owners += [i] * more.shape[1]
     return basis, torch.nn.functional.one_hot(torch.tensor(owners), EXPERIENCES).float()
 
@@ -238,13 +238,13 @@ def test_normalised_scores_tell_the_experience_where_the_raw_relevance_cannot(sc
     learnt, new = features[:, : SAMPLES // 2], features[:, SAMPLES // 2 :]
     basis, member = bases_of(learnt)
     own = relevances(learnt, basis, member)
-    usual = torch.stack([evidence(own[i], score)[:, i].mean() for i in range(EXPERIENCES)])
+    means = torch.stack([evidence(own[i], score)[:, i].mean() for i in range(EXPERIENCES)])
     truth = torch.arange(EXPERIENCES).repeat_interleave(SAMPLES // 2)
     e = relevances(new, basis, member).flatten(0, 1)
 
     raw = (e.argmax(1) == truth).float().mean().item()
     assert raw < 1.2 / EXPERIENCES  # the common mean lies in the first experience's bases
-    s = scores(e, usual, score)
+    s = scores(e, means, score)
     for calibration in CALIBRATIONS:
         pi = posterior(s, calibration, 0.3, 1.0)
         told = (pi.argmax(1) == truth).float().mean().item()

@@ -16,9 +16,10 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from methods.base import Method, clean_batches, eval_no_grad, trainable
+from methods.base import Method, trainable
 from methods.errors import UsageError
 from methods.inflora import Branch, InfLora, input_moments
+from methods.passes import clean_batches, eval_no_grad
 from methods.vit import embed, open_seams, watching
 from tests.conftest import synthetic, tiny_vit
 from tests.methods.conftest import Run, copy_of, learner, stream
@@ -57,7 +58,10 @@ class Look:
 def inputs_of(model: Any, batches: list[Tensor]) -> list[Tensor]:
     """Every block's normalised inputs (tokens, D), float64."""
     seen: list[list[Tensor]] = [[] for _ in model.blocks]
-    with eval_no_grad(model), watching(open_seams(model), lambda i, x: seen[i].append(x.double().flatten(0, 1))):
+    with (
+        eval_no_grad(model),
+        watching(open_seams(model), lambda i, x: seen[i].append(x.double().flatten(0, 1))),
+    ):
         for x in batches:
             model.forward_features(x)
     return [torch.cat(parts) for parts in seen]
@@ -73,7 +77,7 @@ def look(strategy: Any, method: InfLora, batches: list[Tensor]) -> Look:
     return Look(copy_of(model), memory, learning, features, logits, inputs_of(model, batches))
 
 
-class PhaseTimer(SupervisedPlugin):
+class Witness(SupervisedPlugin):
     """Looks at every experience before it, once its branch is in place, once trained, and when it is over."""
 
     def __init__(self) -> None:
@@ -111,13 +115,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", params=list(OPTIONS))
 def learnt(request) -> SimpleNamespace:
     """A run and what a witness saw of it; the options differ in when the complement is kept."""
-    witness = PhaseTimer()
+    witness = Witness()
     run = Run("inflora", epochs=4, plugins=[witness], vit=tiny_vit, **OPTIONS[request.param])
     return SimpleNamespace(name=request.param, run=run, witness=witness, hyper=run.method.hyper)
 
 
 @pytest.fixture(scope="module")
-def seen(learnt) -> PhaseTimer:
+def seen(learnt) -> Witness:
     return learnt.witness
 
 
@@ -238,7 +242,7 @@ def test_old_inputs_are_answered_as_before_up_to_what_the_memory_does_not_hold(s
 
 def test_a_random_design_would_disturb_old_inputs_much_more():
     """The same trained ups behind random rows: the control of the test above."""
-    seen = PhaseTimer()
+    seen = Witness()
     Run("inflora", epochs=4, plugins=[seen], vit=tiny_vit, energy="sigma2", lamb=0.99)
     begun, trained, old = seen.begun[1], seen.trained[1], seen.over[0]
     rows = torch.randn(RANK, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

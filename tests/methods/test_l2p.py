@@ -9,7 +9,7 @@ from bench.cell.batches import AUGMENTATIONS
 from bench.cell.strategy import SCHEDULES
 from methods.errors import UsageError
 from methods.l2p import L2P, L2PHyper, most_frequent
-from methods.prompts import cosine
+from methods.prompts import cosine_similarity
 from tests.methods.conftest import Run
 from tests.methods.prompted import images, randomised
 
@@ -18,8 +18,8 @@ def test_images_are_given_the_prompts_of_the_nearest_keys():
     model, method = randomised("l2p", top_k=3)
     model(images())
     pool = method.prompter
-    similar = cosine(pool.query, pool.keys)
-    for line, selected, chosen in zip(similar, pool.selected, pool.chosen(), strict=True):
+    similar = cosine_similarity(pool.query, pool.keys)
+    for line, selected, chosen in zip(similar, pool.selected, pool.prompt_weights(), strict=True):
         nearest = set(line.argsort(descending=True)[:3].tolist())
         assert set(selected.tolist()) == nearest
         assert chosen.tolist() == [float(m in nearest) for m in range(10)]
@@ -30,12 +30,12 @@ def test_a_step_on_the_keys_alone_brings_the_chosen_ones_nearer_and_leaves_the_o
     model, method = randomised("l2p", top_k=2)
     model(images()[:3])
     pool = method.prompter
-    before = cosine(pool.query, pool.keys).detach()
+    before = cosine_similarity(pool.query, pool.keys).detach()
     old, loss = pool.keys.detach().clone(), pool.penalty()
     loss.backward()
     with torch.no_grad():
         pool.keys -= 0.01 * pool.keys.grad
-    after = cosine(pool.query, pool.keys).detach()
+    after = cosine_similarity(pool.query, pool.keys).detach()
     assert after.gather(1, pool.selected).sum() > before.gather(1, pool.selected).sum()
     assert pool.penalty() < loss
     unused = sorted(set(range(10)) - set(pool.selected.flatten().tolist()))
@@ -55,7 +55,7 @@ def test_the_pull_is_the_mean_over_images_of_sums_over_their_own_keys():
     for image in x:
         model(image[None])
         alone.append(pool.penalty().item())
-        similar = cosine(pool.query, pool.keys)[0, pool.selected[0]]
+        similar = cosine_similarity(pool.query, pool.keys)[0, pool.selected[0]]
         assert alone[-1] == pytest.approx(-0.7 * similar.sum().item(), rel=1e-5)
     assert together == pytest.approx(sum(alone) / len(alone), rel=1e-5)
 

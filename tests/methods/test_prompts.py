@@ -11,7 +11,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 
 from methods.base import trainable
-from methods.prompts import cosine, effective_number
+from methods.prompts import cosine_similarity, effective_number
 from methods.registry import METHODS
 from methods.vit import Prefix, embed, open_seams
 from tests.conftest import deep_vit, tiny_vit
@@ -99,12 +99,12 @@ def test_prompts_are_withdrawn_after_the_pass_even_if_it_fails(name):
     model, method = randomised(name)
     x, plain = images(), deep_vit()
     model(x)
-    assert all(seam.given is None for seam in method.prompter.seams)
+    assert all(seam.prompt is None for seam in method.prompter.seams)
     breaks = model.blocks[-1].register_forward_hook(failing_on_second())
     with pytest.raises(RuntimeError, match="out of memory"):
         model(x)
     breaks.remove()
-    assert all(seam.given is None for seam in method.prompter.seams)
+    assert all(seam.prompt is None for seam in method.prompter.seams)
     with torch.no_grad():
         assert torch.equal(embed(model, x), embed(plain, x))
 
@@ -136,7 +136,7 @@ def test_an_images_logits_are_its_own_with_prompts_that_all_differ(name):
     x = images(3)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        together, chosen = model(x), method.prompter.chosen()
+        together, chosen = model(x), method.prompter.prompt_weights()
         assert len(chosen.unique(dim=0)) > 1  # else images could not be mixed up
         permuted = model(x[order])
         alone = torch.cat([model(image[None]) for image in x])
@@ -291,7 +291,7 @@ def test_a_vit_b_has_as_many_parameters_as_published(name):
     method, trained = METHODS[name].load()(), 0
     method.attach(model)
     for t in range(10):
-        method._grow(model, range(10 * t, 10 * t + 10))
+        method.start_experience(model, range(10 * t, 10 * t + 10))
         method.begin(stream_of(10))
         trained = sum(p.numel() for p in trainable(model))
         method.after_training_exp(stream_of(10))
@@ -303,7 +303,7 @@ def test_a_vit_b_has_as_many_parameters_as_published(name):
 def test_what_was_chosen_is_told_by_experience_of_the_test_images(name):
     run = Run(name, epochs=1)
     assert set(run.method.diagnostics()) <= set(run.method.diagnostic_help)
-    assert run.method.choices not in run.method.diagnostics()  # nothing was evaluated yet
+    assert run.method.weights_diagnostic not in run.method.diagnostics()  # nothing was evaluated yet
     run.strategy.eval(run.benchmark.test_stream)
     found = run.method.diagnostics()
     assert set(found) == set(run.method.diagnostic_help)
@@ -311,24 +311,24 @@ def test_what_was_chosen_is_told_by_experience_of_the_test_images(name):
     for experience in run.benchmark.test_stream:
         with torch.no_grad():
             run.model(torch.stack([x for x, *_ in experience.dataset]))
-        everything.append(run.method.prompter.chosen())
+        everything.append(run.method.prompter.prompt_weights())
         lines.append(everything[-1].mean(0))
     torch.testing.assert_close(
-        torch.tensor(found[run.method.choices]), torch.stack(lines), atol=1e-5, rtol=1e-4
+        torch.tensor(found[run.method.weights_diagnostic]), torch.stack(lines), atol=1e-5, rtol=1e-4
     )
     shares = torch.cat(everything).mean(0)
     assert found["prompts_in_use"] == pytest.approx(effective_number(shares), rel=1e-4)
     run.strategy.eval(run.benchmark.test_stream[:1])
-    assert len(run.method.diagnostics()[run.method.choices]) == 1
+    assert len(run.method.diagnostics()[run.method.weights_diagnostic]) == 1
 
 
 @every
 def test_what_was_chosen_before_training_is_not_told_after_it(name):
     run = Run(name, epochs=1, experiences=1)
     run.strategy.eval(run.benchmark.test_stream[:1])
-    assert run.method.choices in run.method.diagnostics()
+    assert run.method.weights_diagnostic in run.method.diagnostics()
     run.learn(1)
-    assert run.method.choices not in run.method.diagnostics()
+    assert run.method.weights_diagnostic not in run.method.diagnostics()
 
 
 def test_the_effective_number_counts_what_is_used_evenly():
@@ -339,8 +339,8 @@ def test_the_effective_number_counts_what_is_used_evenly():
 
 def test_similarities_do_not_depend_on_lengths():
     query, keys = torch.randn(4, 8), torch.randn(3, 8)
-    torch.testing.assert_close(cosine(3 * query, 7 * keys), cosine(query, keys))
-    assert cosine(keys, keys).diagonal().tolist() == pytest.approx([1, 1, 1])
+    torch.testing.assert_close(cosine_similarity(3 * query, 7 * keys), cosine_similarity(query, keys))
+    assert cosine_similarity(keys, keys).diagonal().tolist() == pytest.approx([1, 1, 1])
 
 
 @pytest.mark.parametrize(("name", "norm"), [("l2p", 1.0), ("l2p", 0.1), ("dualprompt", 0.2)])

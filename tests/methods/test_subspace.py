@@ -12,15 +12,14 @@ from torch import Tensor
 
 from methods.subspace import (
     ROW_NORM,
-    Dual,
+    DualGpm,
+    Moment,
+    append_basis,
     captured,
     complement,
     design,
     energy_matrix,
-    growth,
-    joined,
-    no_inputs,
-    nothing_used,
+    new_directions,
     principal,
     remember,
 )
@@ -65,7 +64,7 @@ def projector(basis: Tensor) -> Tensor:
     return basis @ basis.T
 
 
-def protected(memory: Dual) -> Tensor:
+def protected(memory: DualGpm) -> Tensor:
     """The projector (D, D) on the space that is protected, whichever basis is kept."""
     onto = projector(memory.basis)
     return torch.eye(len(onto), dtype=onto.dtype) - onto if memory.retained else onto
@@ -85,7 +84,7 @@ def assert_orthonormal(basis: Tensor, atol: float = 1e-10) -> None:
 def test_streamed_batches_give_the_moment_of_all_tokens_about_zero():
     """Every token counts once, however the batches are cut, and the mean is not taken off."""
     tokens = torch.randn(57, 5, 8, generator=torch.Generator().manual_seed(0)) + 3
-    moment = no_inputs(8)
+    moment = Moment.zeros(8)
     for batch in tokens.split([1, 40, 16]):
         moment = moment.plus(batch)
     rows = tokens.double().flatten(0, 1)
@@ -97,14 +96,14 @@ def test_streamed_batches_give_the_moment_of_all_tokens_about_zero():
 @pytest.mark.parametrize("shape", [(24, 8), (2, 12, 8), (2, 3, 4, 8)])
 def test_leading_dimensions_are_all_rows(shape):
     tokens = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
-    moment, flat = no_inputs(8).plus(tokens.view(shape)), no_inputs(8).plus(tokens)
+    moment, flat = Moment.zeros(8).plus(tokens.view(shape)), Moment.zeros(8).plus(tokens)
     assert moment.rows == 24
     assert torch.equal(moment.total, flat.total)
 
 
 def test_sums_over_batches_are_in_double_precision():
     """A thousand small inputs after a large one: in single precision they would be lost."""
-    moment = no_inputs(1).plus(torch.full((1, 1), 1e4))
+    moment = Moment.zeros(1).plus(torch.full((1, 1), 1e4))
     for _ in range(1000):
         moment = moment.plus(torch.ones(1, 1))
     assert moment.total.item() == 1e8 + 1000
@@ -114,17 +113,17 @@ def test_sums_over_batches_are_in_double_precision():
 def test_mixed_precision_changes_no_moment(dtype):
     tokens = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = no_inputs(8).plus(tokens)
-    assert torch.equal(inside.total, no_inputs(8).plus(tokens.float()).total)
+        inside = Moment.zeros(8).plus(tokens)
+    assert torch.equal(inside.total, Moment.zeros(8).plus(tokens.float()).total)
     torch.testing.assert_close(inside.mean, moment_of(tokens.double()), rtol=1e-4, atol=1e-6)
 
 
 def test_no_inputs_have_a_moment_of_zero():
-    assert torch.equal(no_inputs(3).mean, torch.zeros(3, 3, dtype=torch.float64))
+    assert torch.equal(Moment.zeros(3).mean, torch.zeros(3, 3, dtype=torch.float64))
 
 
 def test_a_moment_keeps_no_gradient():
-    assert not no_inputs(3).plus(torch.ones(2, 3, requires_grad=True)).total.requires_grad
+    assert not Moment.zeros(3).plus(torch.ones(2, 3, requires_grad=True)).total.requires_grad
 
 
 # ---- energies --------------------------------------------------------------------------------
@@ -146,14 +145,14 @@ RANKS = [
 @pytest.mark.parametrize(("energy", "threshold", "rank"), RANKS)
 def test_the_rank_that_an_energy_needs(energy, threshold, rank):
     m = energy_matrix(diagonal(*SPECTRUM), energy)
-    grown = growth(torch.zeros(12, 0), m, threshold)
+    grown = new_directions(torch.zeros(12, 0), m, threshold)
     assert_close(projector(grown), projector(axes(*range(rank))))
 
 
 @pytest.mark.parametrize(("energy", "threshold", "rank"), RANKS)
 def test_the_first_experience_keeps_one_direction_fewer_and_at_least_one(energy, threshold, rank):
     m = energy_matrix(diagonal(*SPECTRUM), energy)
-    memory = remember(nothing_used(12), m, threshold)
+    memory = remember(DualGpm.empty(12), m, threshold)
     assert not memory.retained
     assert_close(projector(memory.basis), projector(axes(*range(max(rank - 1, 1)))))
 
@@ -161,13 +160,13 @@ def test_the_first_experience_keeps_one_direction_fewer_and_at_least_one(energy,
 def test_later_experiences_reach_the_threshold_of_all_their_energy():
     """Of C's energy, not of what is left beside the basis: with e0 held, 0.9 needs e1 and e2."""
     m = energy_matrix(diagonal(*SPECTRUM), "sigma2")
-    memory = remember(Dual(axes(0)), m, 0.9)
+    memory = remember(DualGpm(axes(0)), m, 0.9)
     assert_close(projector(memory.basis), projector(axes(0, 1, 2)))
     assert memory.held(m) == pytest.approx(28 / 31)
 
 
 def test_an_experience_that_is_held_already_adds_nothing():
-    memory = Dual(axes(0, 1, 2))
+    memory = DualGpm(axes(0, 1, 2))
     after = remember(memory, energy_matrix(diagonal(*SPECTRUM), "sigma2"), 0.9)
     assert torch.equal(after.basis, memory.basis)
 
@@ -207,7 +206,7 @@ def test_the_share_a_basis_holds():
 )
 def test_bounds_on_what_is_added(bounds, columns):
     m = energy_matrix(diagonal(*SPECTRUM), "sigma2")
-    grown = growth(torch.zeros(12, 0), m, 0.93, **bounds)
+    grown = new_directions(torch.zeros(12, 0), m, 0.93, **bounds)
     assert grown.shape == (12, columns)
     strong = min(columns, len(SPECTRUM))
     assert_close(grown[:, :strong].abs(), axes(*range(strong)))
@@ -215,8 +214,8 @@ def test_bounds_on_what_is_added(bounds, columns):
 
 def test_the_room_that_is_left_comes_before_every_bound():
     m = energy_matrix(diagonal(*SPECTRUM), "sigma2")
-    assert growth(axes(*range(10)), m, 0.9, at_least=5, at_most=7).shape == (12, 2)
-    assert growth(axes(*range(12)), m, 0.9, at_least=5).shape == (12, 0)
+    assert new_directions(axes(*range(10)), m, 0.9, at_least=5, at_most=7).shape == (12, 2)
+    assert new_directions(axes(*range(12)), m, 0.9, at_least=5).shape == (12, 0)
 
 
 # ---- bases -----------------------------------------------------------------------------------
@@ -227,12 +226,12 @@ def test_the_room_that_is_left_comes_before_every_bound():
 def test_growth_is_new_orthonormal_minimal_and_enough(seed, columns, threshold, energy):
     rng = torch.Generator().manual_seed(seed)
     basis, m = some_basis(rng, columns), energy_matrix(moment_of(inputs_of(rng)), energy)
-    more = growth(basis, m, threshold)
+    more = new_directions(basis, m, threshold)
     assert_orthonormal(more)
     assert_close(basis.T @ more, torch.zeros(columns, more.shape[1], dtype=torch.float64))
-    assert captured(joined(basis, more), m) >= threshold - 1e-12
+    assert captured(append_basis(basis, more), m) >= threshold - 1e-12
     if more.shape[1]:
-        assert captured(joined(basis, more[:, :-1]), m) < threshold
+        assert captured(append_basis(basis, more[:, :-1]), m) < threshold
 
 
 @few
@@ -243,7 +242,7 @@ def test_joining_keeps_the_old_columns_and_makes_the_new_ones_orthonormal(seed, 
     full = some_basis(rng, WIDTH)
     old, new = full[:, :columns].to(dtype), full[:, columns : columns + 5]
     off = new + noise * torch.randn(new.shape, generator=rng, dtype=torch.float64)
-    both = joined(old, off)
+    both = append_basis(old, off)
     assert both.shape == (WIDTH, old.shape[1] + new.shape[1])
     assert torch.equal(both[:, :columns], old.double())
     assert_orthonormal(both[:, columns:])
@@ -268,14 +267,14 @@ def test_a_complement_is_the_orthonormal_rest(columns):
 # "sigma4", and the inputs themselves, one a column, for "sigma2".
 
 
-def official(memory: Dual, a: Tensor, threshold: float) -> Dual:
+def official(memory: DualGpm, a: Tensor, threshold: float) -> DualGpm:
     if memory.retained:
-        return Dual(official_rest(memory.basis, a, threshold), retained=True)
+        return DualGpm(official_rest(memory.basis, a, threshold), retained=True)
     f = memory.basis
     f = official_growth(f, a, threshold) if f.shape[1] else official_start(a, threshold)
     if f.shape[1] > len(f) / 2:
-        return Dual(torch.linalg.svd(f)[0][:, f.shape[1] :], retained=True)
-    return Dual(f)
+        return DualGpm(torch.linalg.svd(f)[0][:, f.shape[1] :], retained=True)
+    return DualGpm(f)
 
 
 def official_start(a: Tensor, threshold: float) -> Tensor:
@@ -308,12 +307,12 @@ def official_rest(f: Tensor, a: Tensor, threshold: float) -> Tensor:
     return torch.linalg.svd(left, full_matrices=False)[0][:, : f.shape[1] - r]
 
 
-Pairs = list[tuple[Dual, Dual]]
+Pairs = list[tuple[DualGpm, DualGpm]]
 
 
 def follow(experiences: Sequence[Tensor], energy: str, thresholds: Sequence[float]) -> Pairs:
     """This project's memory and the published code's, after each experience."""
-    mine = theirs = nothing_used(WIDTH)
+    mine = theirs = DualGpm.empty(WIDTH)
     both = []
     for inputs, threshold in zip(experiences, thresholds, strict=True):
         c = moment_of(inputs)
@@ -339,7 +338,7 @@ def test_the_memory_is_that_of_the_published_code(seed, energy):
 
 def test_the_complement_is_kept_as_soon_as_more_than_half_is_used():
     """Orthogonal experiences of 12 dimensions: 2, 6 (half, not more), 7 (the switch), 9 are used."""
-    memory, seen = nothing_used(12), []
+    memory, seen = DualGpm.empty(12), []
     for values, first in (((4, 2, 1), 0), ((4, 3, 2, 1), 3), ((1,), 7), ((2, 1), 8)):
         memory = remember(memory, diagonal(*values, first=first), 0.999)
         seen.append((memory.used, memory.retained, memory.basis.shape[1]))
@@ -349,9 +348,9 @@ def test_the_complement_is_kept_as_soon_as_more_than_half_is_used():
 
 def test_the_switch_changes_no_projector():
     rng = torch.Generator().manual_seed(0)
-    memory = Dual(some_basis(rng, 10))
+    memory = DualGpm(some_basis(rng, 10))
     m = energy_matrix(moment_of(inputs_of(rng)), "sigma4")
-    grown = joined(memory.basis, growth(memory.basis, m, 0.999))
+    grown = append_basis(memory.basis, new_directions(memory.basis, m, 0.999))
     after = remember(memory, m, 0.999)
     assert after.retained
     assert after.used == grown.shape[1] > WIDTH / 2
@@ -363,7 +362,7 @@ def test_the_switch_changes_no_projector():
 def test_both_ways_to_keep_a_space_say_the_same_of_it(seed, columns):
     rng = torch.Generator().manual_seed(seed)
     basis, m = some_basis(rng, columns), moment_of(inputs_of(rng))
-    removed, retained = Dual(basis), Dual(complement(basis), retained=True)
+    removed, retained = DualGpm(basis), DualGpm(complement(basis), retained=True)
     assert removed.used == retained.used == columns
     assert removed.held(m) == pytest.approx(retained.held(m), abs=1e-12)
     assert removed.held(m) == pytest.approx(captured(basis, m), abs=1e-12)
@@ -374,7 +373,7 @@ def test_both_ways_to_keep_a_space_say_the_same_of_it(seed, columns):
 @few
 @given(seeds, st.lists(st.floats(0.3, 0.99999), min_size=2, max_size=8), energies)
 def test_what_is_protected_stays_protected_and_reaches_every_threshold(seed, thresholds, energy):
-    rng, memory = torch.Generator().manual_seed(seed), nothing_used(WIDTH)
+    rng, memory = torch.Generator().manual_seed(seed), DualGpm.empty(WIDTH)
     for t, threshold in enumerate(thresholds):
         m = energy_matrix(moment_of(inputs_of(rng)), energy)
         before, memory = memory, remember(memory, m, threshold)
@@ -389,7 +388,7 @@ def test_what_is_protected_stays_protected_and_reaches_every_threshold(seed, thr
 def test_a_retained_basis_loses_just_enough(seed, columns, threshold, energy):
     rng = torch.Generator().manual_seed(seed)
     basis, m = some_basis(rng, columns), energy_matrix(moment_of(inputs_of(rng)), energy)
-    rest = remember(Dual(basis, retained=True), m, threshold).basis
+    rest = remember(DualGpm(basis, retained=True), m, threshold).basis
     assert_orthonormal(rest)
     assert captured(rest, m) < 1 - threshold
     taken = columns - rest.shape[1]
@@ -398,7 +397,7 @@ def test_a_retained_basis_loses_just_enough(seed, columns, threshold, energy):
 
 
 def test_a_memory_that_is_full_stays_full():
-    full = Dual(torch.zeros(12, 0, dtype=torch.float64), retained=True)
+    full = DualGpm(torch.zeros(12, 0, dtype=torch.float64), retained=True)
     after = remember(full, diagonal(*SPECTRUM), 0.9)
     assert after.used == 12
     assert after.held(diagonal(*SPECTRUM)) == 1
@@ -407,9 +406,9 @@ def test_a_memory_that_is_full_stays_full():
 # ---- designs ---------------------------------------------------------------------------------
 
 memories = {
-    "nothing": lambda rng: nothing_used(WIDTH),
-    "removed": lambda rng: Dual(some_basis(rng, 9)),
-    "retained": lambda rng: Dual(some_basis(rng, 9), retained=True),
+    "nothing": lambda rng: DualGpm.empty(WIDTH),
+    "removed": lambda rng: DualGpm(some_basis(rng, 9)),
+    "retained": lambda rng: DualGpm(some_basis(rng, 9), retained=True),
 }
 
 
@@ -431,7 +430,7 @@ def test_a_design_is_the_leading_part_of_the_inputs_outside_the_protected_space(
 
 def test_a_design_beyond_what_the_inputs_span_still_avoids_the_protected_space():
     rng = torch.Generator().manual_seed(0)
-    memory, c = Dual(some_basis(rng, 9)), moment_of(inputs_of(rng, rows=3))
+    memory, c = DualGpm(some_basis(rng, 9)), moment_of(inputs_of(rng, rows=3))
     down = design(memory, c, 6)
     assert_close(down @ memory.basis, torch.zeros(6, 9, dtype=torch.float64))
     assert_close(down @ down.T, torch.eye(6, dtype=torch.float64) / 3)
@@ -440,10 +439,10 @@ def test_a_design_beyond_what_the_inputs_span_still_avoids_the_protected_space()
 @pytest.mark.parametrize(
     ("memory", "left"),
     [
-        (Dual(axes(*range(10))), 2),
-        (Dual(axes(*range(12))), 0),
-        (Dual(axes(10, 11), retained=True), 2),
-        (Dual(axes(), retained=True), 0),
+        (DualGpm(axes(*range(10))), 2),
+        (DualGpm(axes(*range(12))), 0),
+        (DualGpm(axes(10, 11), retained=True), 2),
+        (DualGpm(axes(), retained=True), 0),
     ],
 )
 def test_rows_of_a_design_that_nothing_is_left_for_are_zero(memory, left):

@@ -92,7 +92,7 @@ def test_low_rank_maps_start_at_zero_and_have_rank_times_two_widths_parameters()
 
 def prefix_of(k: torch.Tensor, v: torch.Tensor) -> Prefix:
     prefix = Prefix()
-    prefix.given = k, v
+    prefix.prompt = k, v
     return prefix
 
 
@@ -141,14 +141,14 @@ def test_input_tokens_join_every_block_and_the_classifier_reads_their_mean(vit, 
     seen = []
     for block in model.blocks:
         block.register_forward_hook(lambda _, inputs, out: seen.append(out))
-    tokens.given = torch.randn(3, 5, 32)
+    tokens.prompt = torch.randn(3, 5, 32)
     logits = model(x)
     assert [out.shape[1] for out in seen] == [
         before_tokens + 5 for before_tokens in [17 if pool == "token" else 16] * 2
     ]
     read = model.fc_norm(model.norm(seen[-1])[:, -5:].mean(1))
     torch.testing.assert_close(logits, model.head(read))
-    tokens.given = None
+    tokens.prompt = None
     assert torch.equal(model(x), before)
 
 

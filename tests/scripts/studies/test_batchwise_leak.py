@@ -89,20 +89,10 @@ def test_dualprompt_as_it_is_does_not_depend_on_the_batch_and_with_a_vote_is_tes
 
 
 def test_in_a_vote_the_batch_shares_one_expert():
-    class Pair(leak.Experts):
-        def __init__(self):
-            torch.nn.Module.__init__(self)
-            self.keys = torch.nn.ParameterList([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])])
-            self.experts = torch.nn.ParameterList([torch.zeros(1, 2, 1, 2), torch.ones(1, 2, 1, 2)])
-
-    experts, query = Pair(), torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.2, 1.0]])
-    experts._matched(query)
-    assert experts.selected.tolist() == [0, 1, 1]
-    leak.let_vote(experts)
-    assert experts._matched(query).shape == (1, 2, 3, 1, 2)
-    assert experts.selected.tolist() == [1, 1, 1]
-    experts._matched(query[:1])
-    assert experts.selected.tolist() == [0]
+    keys, query = torch.eye(2), torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.2, 1.0]])
+    assert leak.nearest(query, keys).tolist() == [0, 1, 1]
+    assert leak.majority(query, keys).tolist() == [1, 1, 1]
+    assert leak.majority(query[:1], keys).tolist() == [0]
 
 
 def test_without_arguments_it_says_how_it_is_used(monkeypatch):

@@ -1,0 +1,344 @@
+"""DualLoRA's modules: adapters, gates and the calibrated classifier (see `methods.duallora`).
+
+Shapes: B images, N tokens, D width, H heads, Dh = D / H; r rank of an adapter; t experiences learnt, n of
+them with residual adapters; m directions of all bases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods import identity
+from methods.head import ClassHead, HeadInit
+from methods.identity import TINY
+from methods.lora import merge
+from methods.subspace import ROW_NORM, append_basis, captured, complement, new_directions
+from methods.vit import QKV, Plug
+
+if TYPE_CHECKING:
+    from methods.duallora import DualLoraHyper
+
+Feature = Literal["cls_attn", "cls_in", "all_tokens"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class ForwardContext:
+    """What the blocks pass on to later blocks and to the classifier during one forward pass.
+
+    Attributes:
+        learning: whether an experience is being learnt: its adapters are open, nothing is calibrated.
+        collect: called with (block, features (B, R, D)) during a pass for statistics; None in any other pass.
+        relevance: by block, the relevance (B, t) of each experience.
+        score: by block, the sum (B, t) of the scores of this block and the scored ones before it.
+        gates: by block, the gates (B, n).
+    """
+
+    def __init__(self) -> None:
+        self.learning = False
+        self.collect: Callable[[int, Tensor], None] | None = None
+        self.relevance: dict[int, Tensor] = {}
+        self.score: dict[int, Tensor] = {}
+        self.gates: dict[int, Tensor] = {}
+
+
+class Adapter(nn.Module):
+    """B a S S^T: a low-rank map whose row space lies in the span of S (D, k) by construction. Zero at first.
+
+    a (r, D) is drawn uniformly, so that the rows of A = a S S^T have norm `ROW_NORM` on average. a is not
+    stored in the coordinates of S, because Adam's steps would then depend on which basis of the subspace was
+    found.
+    """
+
+    basis: Tensor
+
+    def __init__(self, basis: Tensor, rank: int) -> None:
+        super().__init__()
+        width, k = basis.shape
+        self.register_buffer("basis", basis.float())
+        self.free = nn.Parameter(torch.empty(rank, width, device=basis.device))
+        self.up = nn.Parameter(torch.zeros(width, rank, device=basis.device))
+        bound = math.sqrt(3) * ROW_NORM / math.sqrt(max(k, 1))
+        nn.init.uniform_(self.free, -bound, bound)
+
+    @property
+    def down(self) -> Tensor:
+        """A = a S S^T, (r, D)."""
+        return (self.free @ self.basis) @ self.basis.T
+
+
+class Bank(nn.Module):
+    """Residual adapters of finished experiences, stacked: `down` (n r, D), `up` (D, n r)."""
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("down", torch.zeros(0, width))
+        self.register_buffer("up", torch.zeros(width, 0))
+
+    def add(self, adapter: Adapter) -> None:
+        """Append an adapter as it is now."""
+        self.down = torch.cat([self.down, adapter.down.detach()])
+        self.up = torch.cat([self.up, adapter.up.detach()], 1)
+
+
+def by_target(parts: dict[str, M]) -> dict[str, M]:
+    """The modules by the projection they change, registered with the module they are assigned to."""
+    return cast(dict[str, M], nn.ModuleDict(parts))
+
+
+class DualPlug(Plug):
+    """Both adapters of one block, the bases of all experiences, and the gates.
+
+    Args:
+        index: of the block, from 0.
+        first_scored: first block whose relevance is used to estimate the experience.
+        width: D.
+        context: shared by all blocks and the classifier.
+    """
+
+    basis: Tensor  # (D, m), orthonormal: [S_1 | ... | S_t]
+    basis_owner: Tensor  # (m, t), 1 where a column belongs to an experience, else 0
+    mean_evidence: Tensor  # (t,), mean evidence of an experience's own training images
+    gate_threshold: (
+        Tensor  # (t,), relevance from which its gate is fully open: a quantile over the same images
+    )
+
+    def __init__(
+        self, index: int, first_scored: int, width: int, hyper: DualLoraHyper, context: ForwardContext
+    ) -> None:
+        super().__init__()
+        self.index, self.first_scored, self.hyper, self.context = index, first_scored, hyper, context
+        self.register_buffer("basis", torch.zeros(width, 0))
+        self.register_buffer("basis_owner", torch.zeros(0, 0))
+        self.register_buffer("mean_evidence", torch.zeros(0))
+        self.register_buffer("gate_threshold", torch.zeros(0))
+        self.banks = by_target({target: Bank(width) for target in hyper.targets})
+        self.orthogonal: dict[str, Adapter] = by_target({})
+        self.residual: dict[str, Adapter] = by_target({})
+
+    # ---- what a pass needs -------------------------------------------------------------------
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the block's relevance is used to estimate the experience."""
+        posterior_used = self.hyper.calibration != "none" or self.hyper.gate == "posterior"
+        return posterior_used and self.index >= self.first_scored
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether residual adapters are scaled by sample; they are merged otherwise."""
+        return self.hyper.gate == "relevance" or (self.hyper.gate == "posterior" and self.is_scored)
+
+    @property
+    def needs_relevance(self) -> bool:
+        """Whether a pass needs the samples' relevance.
+
+        While an experience is learnt it is known to be the newest: nothing is scored, and all adapters that
+        the posterior would gate are open.
+        """
+        used = self.hyper.gate == "relevance" or (self.is_scored and not self.context.learning)
+        return used and len(self.gate_threshold) > 0
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether a pass needs the samples' features."""
+        return self.needs_relevance or self.context.collect is not None
+
+    @property
+    def idle(self) -> bool:
+        return not self.needs_features and not self.context.learning
+
+    # ---- forward -----------------------------------------------------------------------------
+
+    def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
+        projections = {"q": q, "k": k, "v": v}
+        for target in self.orthogonal.keys() - {"v"}:  # the read-out needs q and k; `attend` changes v
+            adapter = self.orthogonal[target]
+            projections[target] = projections[target] + F.linear(F.linear(x, adapter.down), adapter.up)
+        return projections["q"], projections["k"], projections["v"]
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
+        gates = self.read_gates(x, q, k)
+        projections = {"q": q, "k": k, "v": v}
+        for target, bank in self.banks.items():
+            down, up = bank.down, bank.up
+            if adapters := self.in_training(target):  # stacked: two matrix products serve all of them
+                down = torch.cat([down, *(adapter.down for adapter in adapters)])
+                up = torch.cat([up, *(adapter.up for adapter in adapters)], 1)
+            if len(down):
+                change = F.linear(self.scale(F.linear(x, down), gates), up)
+                heads = change.view(len(x), -1, *q.shape[1::2]).transpose(1, 2)
+                projections[target] = projections[target] + heads
+        return projections["q"], projections["k"], projections["v"]
+
+    def in_training(self, target: str) -> list[Adapter]:
+        """The adapters in training that `attend` adds to the projection `target`."""
+        parts = [self.residual, self.orthogonal] if target == "v" else [self.residual]
+        return [part[target] for part in parts if target in part]
+
+    def scale(self, z: Tensor, gates: Tensor | None) -> Tensor:
+        """z (B, N, j r), the outputs of j adapters' `down`, with the r columns of each times its gate (B, n).
+
+        Adapters beyond the n gates are open, all of them if `gates` is None.
+        """
+        if gates is None:
+            return z
+        by_experience = z.view(*z.shape[:2], -1, self.hyper.rank)
+        gates = F.pad(gates, (0, by_experience.shape[2] - gates.shape[1]), value=1.0)
+        return torch.flatten(by_experience * gates[:, None, :, None].to(z.dtype), 2)
+
+    @torch.no_grad()
+    def read_gates(self, x: Tensor, q: Tensor, k: Tensor) -> Tensor | None:
+        """The gates (B, n), None if all are open. Leaves relevance, scores and gates in the context."""
+        if not self.needs_features:
+            return None
+        rows = features(x, q, k, self.hyper.feature)
+        if self.context.collect is not None:
+            self.context.collect(self.index, rows)
+        if not self.needs_relevance:
+            return None
+        e = relevance(rows, self.basis, self.basis_owner)
+        if self.is_scored and not self.context.learning:
+            self.context.relevance[self.index] = e
+            self.context.score[self.index] = self.total_score(e)
+        gates = self.gates(e)
+        if gates is not None:
+            self.context.gates[self.index] = gates
+        return gates
+
+    def total_score(self, e: Tensor) -> Tensor:
+        """Sum (B, t) of the scores of the scored blocks up to this one, whose relevance is e (B, t)."""
+        score = identity.scores(e, self.mean_evidence, self.hyper.score)
+        return score if self.index == self.first_scored else self.context.score[self.index - 1] + score
+
+    def gates(self, e: Tensor) -> Tensor | None:
+        """Gates (B, n) of the finished experiences for the relevance e (B, t); None if all are open."""
+        if self.hyper.gate == "relevance":
+            finished = e[:, : len(self.gate_threshold)]
+            gates = (finished + TINY) / (self.gate_threshold + TINY)  # open where both are zero
+            return gates.clamp(max=1.0)
+        if not self.is_gated:
+            return None
+        blocks = self.index - self.first_scored + 1
+        pi = identity.softmax_posterior(self.context.score[self.index], self.hyper.tau * blocks)
+        return 1 - (pi.cumsum(1) - pi)
+
+    # ---- an experience -----------------------------------------------------------------------
+
+    def begin(self, own: Tensor) -> None:
+        """Add the adapters of an experience with the new bases `own` (D, k)."""
+        self.own = own
+        taken = torch.cat([self.basis.double(), own], 1) if self.hyper.exclude_own else self.basis
+        if self.hyper.adapters != "residual":
+            free = complement(taken)
+            for target in self.hyper.targets:
+                self.orthogonal[target] = Adapter(free, self.hyper.rank)
+        if self.hyper.adapters != "orthogonal":
+            for target in self.hyper.targets:
+                self.residual[target] = Adapter(self.residual_basis(own), self.hyper.rank)
+
+    def residual_basis(self, own: Tensor) -> Tensor:
+        """The basis (D, k) that the residual adapter trains in, by the option `bases`."""
+        if self.hyper.bases == "own" or self.basis.shape[1] == 0:
+            return own
+        return self.basis if self.hyper.bases == "old" else self.basis[:, self.basis_owner[:, -1] > 0]
+
+    def remember(self, m: Tensor, threshold: float, at_most: int) -> float:
+        """Append the experience's bases, extended until all bases hold the share `threshold` of the energy.
+
+        Args:
+            m: energy matrix (D, D), float64, of the features after training.
+            at_most: bound on the number of directions that the experience adds in all.
+
+        Returns:
+            The share of the energy that all bases hold.
+        """
+        before = self.basis
+        with_own = append_basis(before, self.own)
+        more = new_directions(with_own, m, threshold, at_most=max(at_most - self.own.shape[1], 0))
+        basis = append_basis(with_own, more)
+        added = basis.shape[1] - before.shape[1]
+        owner = F.pad(self.basis_owner, (0, 1, 0, added))
+        owner[before.shape[1] :, -1] = 1.0
+        self.basis_owner = owner
+        self.basis = basis.float()
+        return captured(basis, m)
+
+    def store_statistics(self, e: Tensor) -> None:
+        """Store mean evidence and gate threshold by the relevance e (n, t) of the experience's images."""
+        mean = identity.evidence(e, self.hyper.score)[:, -1].mean()
+        quantile = e[:, -1].quantile(self.hyper.gate_quantile)
+        self.mean_evidence = torch.cat([self.mean_evidence, mean[None]])
+        self.gate_threshold = torch.cat([self.gate_threshold, quantile[None]])
+
+    def finish(self, qkv: nn.Linear) -> None:
+        """Merge adapters without gates into the weight (3D, D); move those with gates to the banks."""
+        for target, adapter in self.orthogonal.items():
+            merge(qkv, target, adapter.up, adapter.down)
+        for target, adapter in self.residual.items():
+            if self.is_gated:
+                self.banks[target].add(adapter)
+            else:
+                merge(qkv, target, adapter.up, adapter.down)
+        self.orthogonal, self.residual = by_target({}), by_target({})
+        del self.own
+
+
+class CalibratedHead(ClassHead):
+    """Adds, outside training, the log posterior of a class's experience to its logit.
+
+    Attributes:
+        posterior: (B, t), of the last pass that was calibrated.
+    """
+
+    def __init__(self, features: int, init: HeadInit, hyper: DualLoraHyper, context: ForwardContext) -> None:
+        super().__init__(features, init)
+        self.hyper, self.context = hyper, context
+        self.posterior: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, 1 + largest class id seen)."""
+        logits = super().forward(x)
+        if self.context.learning or self.hyper.calibration == "none":
+            return logits
+        hyper, last = self.hyper, max(self.context.score)
+        s = self.context.score[last] / len(self.context.score)
+        self.posterior = identity.posterior(s, hyper.calibration, hyper.tau, hyper.theta)
+        weights = identity.log_weights(self.posterior, hyper.calibration, hyper.beta, hyper.certain)
+        return logits + weights[:, self.experience_of]
+
+
+def features(x: Tensor, q: Tensor, k: Tensor, feature: Feature) -> Tensor:
+    """The features (B, R, D) of a sample in a block: R heads, one token, or N tokens.
+
+    Args:
+        x: (B, N, D), the block's normalised input; token 0 is the class token.
+        q, k: (B, H, N, Dh).
+    """
+    if feature == "all_tokens":
+        return x
+    if feature == "cls_in":
+        return x[:, :1]
+    weights = torch.softmax(q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1)
+    return torch.matmul(weights.squeeze(2).to(x.dtype), x)
+
+
+def relevance(rows: Tensor, basis: Tensor, basis_owner: Tensor) -> Tensor:
+    """e (B, t): share of the energy of the features (B, R, D) that each experience's bases hold.
+
+    Args:
+        basis: (D, m), orthonormal.
+        basis_owner: (m, t), 1 where a column belongs to an experience, else 0.
+    """
+    held = (rows @ basis).float().square().sum(1) @ basis_owner
+    share: Tensor = held / rows.float().square().sum((1, 2)).clamp_min(TINY)[:, None]
+    return share

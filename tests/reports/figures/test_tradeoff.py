@@ -115,19 +115,19 @@ def methods_at(make: Make, places: dict[str, tuple[float, int]]) -> Group:
     )[0]
 
 
-def test_no_label_covers_a_marker_or_the_front(make: Make, drawn: Any) -> None:
+def test_no_label_covers_a_marker_in_a_crowd_or_the_front(make: Make, drawn: Any) -> None:
     from matplotlib.transforms import Bbox
 
-    places = {"best": (1.0, 90), "left-of-it": (2.0, 50), "right-of-it": (2.1, 50)}
+    crowd = {f"crowded-{i}{j}": (2.0 + 0.1 * i, 40 + 5 * j) for i in range(3) for j in range(3)}
+    places = {"best": (1.0, 95), "worst": (4.0, 5)} | crowd
     axes = drawn("tradeoff", methods_at(make, places)).axes[0]
     half = 4.5 * axes.figure.dpi / 72
-    points = {line.get_color(): axes.transData.transform(line.get_xydata()[0]) for line in axes.lines[:3]}
-    assert len(points) == 3
-    drawn_things = [Bbox([[x - half, y - half], [x + half, y + half]]) for x, y in points.values()]
-    _, top = max(points.values(), key=lambda point: point[1])
-    drawn_things.append(Bbox([[axes.bbox.x0 + 40, top - 0.5], [axes.bbox.x1, top + 0.5]]))
+    points = {name: axes.transData.transform(place) for name, place in places.items()}
+    markers = [Bbox([[x - half, y - half], [x + half, y + half]]) for x, y in points.values()]
+    x, y = points["best"]
+    front = Bbox([[x, y - 0.5], [axes.bbox.x1, y + 0.5]])
     for extent in label_extents(axes).values():
-        assert not any(extent.overlaps(thing) for thing in drawn_things)
+        assert not any(extent.overlaps(box) for box in (*markers, front))
 
 
 def test_only_a_label_far_from_its_point_is_joined_to_it(make: Make, drawn: Any) -> None:

@@ -62,7 +62,7 @@ def _draw(axes: Axes, row: Row, style: Style, alpha: float) -> LineEnd:
     points = _curve(row)
     last, accuracies = points[-1]
     height = fmean(accuracies)
-    if row.last_only:  # no curve: a dash shows the height, to compare with the ends of the other curves
+    if row.is_reference:  # no curve: a dash shows the height, to compare with the ends of the other curves
         axes.hlines(height, last - 0.5, last + 0.2, style.colour, linestyles=(0, (4, 3)), linewidth=1.3)
     draw_line(axes, points, style, alpha)
     return LineEnd(height, _label(row), style)

@@ -13,8 +13,9 @@ from reports.figures.layout import Layout, subplots
 from reports.figures.style import FONT, Styles, rows_over_tasks
 from reports.groups import Group, Row
 from reports.stats import estimate
-from reports.tables import scaled, with_interval
+from reports.tables import with_interval
 from reports.text import number
+from reports.values import scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

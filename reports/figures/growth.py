@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LABEL_LENGTH = 17
 COLUMNS = 2
-LEFT = 0.6
+LEFT = 0.68  # of each panel, for ticks such as 1.25MB
 
 #: An entry per task, None where it was not measured.
 Series = Sequence[float | None]
@@ -50,7 +50,7 @@ def draw_growth(group: Group, styles: Styles) -> Figure | None:
 
     Methods that learn all tasks at once are left out: their costs do not follow the number of tasks.
     """
-    panels = growth_panels([row for row in rows_over_tasks(group) if not row.last_only])
+    panels = growth_panels([row for row in rows_over_tasks(group) if not row.is_reference])
     return _figure(panels, styles) if panels else None
 
 

@@ -12,7 +12,7 @@ from reports.figures.labels import shorten
 from reports.figures.layout import Layout, spans_wide, subplots, use_log_x
 from reports.figures.style import FAINT, INK, Styles, set_title
 from reports.groups import Group, Row
-from reports.tables import last_latency, outer_batch_sizes
+from reports.values import last_latency, outer_batch_sizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def draw_latency(group: Group, styles: Styles) -> Figure | None:
 
     None where nothing was timed.
     """
-    panels = {size: boxes for size in outer_batch_sizes(group) if (boxes := latency_boxes(group, size))}
+    panels = {size: boxes for size in outer_batch_sizes(group.done) if (boxes := latency_boxes(group, size))}
     return _figure(panels, styles) if panels else None
 
 

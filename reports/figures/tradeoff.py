@@ -22,7 +22,7 @@ from reports.figures.layout import Layout, spans_wide, subplots, use_log_x
 from reports.figures.style import FAINT, Style, Styles, set_title
 from reports.groups import Group, Row
 from reports.stats import Estimate, estimate
-from reports.tables import MEMORY, latency_ratio, scaled, training_memory
+from reports.values import MEMORY, latency_ratio, scaled, training_memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def draw_tradeoff(group: Group, styles: Styles) -> Figure | None:
 
 def tradeoff_panels(group: Group) -> list[TradeoffPanel]:
     """The panels that have points. Memory of the process and of the GPU have separate panels."""
-    accuracies = [(row.method, _accuracy(row)) for row in group.rows if row.last_only]
+    accuracies = [(row.method, _accuracy(row)) for row in group.rows if row.is_reference]
     references = [(method, accuracy) for method, accuracy in accuracies if accuracy]
     panels = [TradeoffPanel(label, _points(group, cost), references) for label, cost in COSTS.items()]
     return [panel for panel in panels if panel.points]
@@ -79,7 +79,9 @@ def tradeoff_panels(group: Group) -> list[TradeoffPanel]:
 def _points(group: Group, cost: Callable[[Record], float | None]) -> list[Point]:
     """A point per method; a method evaluated after the last task only is a reference instead."""
     means = [
-        (row.method, estimate(map(cost, row.done)), _accuracy(row)) for row in group.rows if not row.last_only
+        (row.method, estimate(map(cost, row.done)), _accuracy(row))
+        for row in group.rows
+        if not row.is_reference
     ]
     return [Point(method, x, y) for method, x, y in means if x and y]
 

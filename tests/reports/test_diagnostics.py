@@ -12,16 +12,16 @@ from methods.errors import UsageError
 from reports import diagnostics
 from reports.groups import Row, group
 from reports.report import write_report
-from reports.tables import told
+from reports.tables import diagnostics_table
 
 Make = Callable[..., Record]
 
 MEANING = "How open | it is."
 
 
-def telling(meaning: str = MEANING, **values: list[Any]) -> dict[str, Any]:
-    """A field of a record: `values` by name, an entry per experience."""
-    return {"diagnostics": {name: {"meaning": meaning, "values": found} for name, found in values.items()}}
+def diagnosed(meaning: str = MEANING, **values: list[Any]) -> dict[str, Any]:
+    """A field of a record: diagnostics by name, an entry per task."""
+    return {"diagnostics": {name: {"meaning": meaning, "values": v} for name, v in values.items()}}
 
 
 def row(*records: Record) -> Row:
@@ -37,52 +37,55 @@ def section_of(text: str) -> str:
 
 
 def test_blocks_and_numbers_are_averaged_over_seeds(make: Make) -> None:
-    first = make("a", 0, tasks=2, **telling(gate=[[0.2, 0.4], [0.6, 0.8]], share=[0.5, 1.0]))
-    second = make("a", 1, tasks=2, **telling(gate=[[0.4, 0.4], [0.8, 1.0]], share=[0.7, 0.0]))
+    first = make("a", 0, tasks=2, **diagnosed(gate=[[0.2, 0.4], [0.6, 0.8]], share=[0.5, 1.0]))
+    second = make("a", 1, tasks=2, **diagnosed(gate=[[0.4, 0.4], [0.8, 1.0]], share=[0.7, 0.0]))
     both = row(first, second)
     assert diagnostics.means(both, "gate") == [pytest.approx([0.3, 0.4]), pytest.approx([0.7, 0.9])]
     assert diagnostics.means(both, "share") == [pytest.approx(0.6), pytest.approx(0.5)]
 
 
 def test_what_one_seed_lacks_is_no_mean(make: Make) -> None:
-    first = make("a", 0, tasks=2, **telling(share=[None, 1.0]))
-    second = make("a", 1, tasks=2, **telling(share=[0.5, 0.5]))
-    old = make("a", 2, tasks=2, schema=1)
+    first = make("a", 0, tasks=2, **diagnosed(share=[None, 1.0]))
+    second = make("a", 1, tasks=2, **diagnosed(share=[0.5, 0.5]))
+    third = make("a", 2, tasks=2, diagnostics=None)
     assert diagnostics.means(row(first, second), "share") == [None, 0.75]
-    assert diagnostics.means(row(first, second, old), "share") == []
+    assert diagnostics.means(row(first, second, third), "share") == []
     assert diagnostics.means(row(first), "other") == []
 
 
 def test_an_unfinished_seed_takes_no_part(make: Make, unfinished: Make) -> None:
-    whole = make("a", 0, tasks=1, **telling(share=[0.5]))
+    whole = make("a", 0, tasks=1, **diagnosed(share=[0.5]))
     assert diagnostics.means(row(whole, unfinished("a", 1, "failed", "Why.", tasks=1)), "share") == [0.5]
 
 
 @pytest.mark.parametrize("other", [[1.0], [[1.0, 1.0, 1.0]]])
 def test_seeds_that_contradict_each_other_are_refused(make: Make, other: list[Any]) -> None:
-    cells = make("a", 0, tasks=1, **telling(gate=[[1.0, 1.0]])), make("a", 1, tasks=1, **telling(gate=other))
+    cells = (
+        make("a", 0, tasks=1, **diagnosed(gate=[[1.0, 1.0]])),
+        make("a", 1, tasks=1, **diagnosed(gate=other)),
+    )
     with pytest.raises(UsageError, match=r"a on digits have 'gate' in different forms.*--rerun all"):
         diagnostics.means(row(*cells), "gate")
 
 
 def test_a_table_is_that_of_the_first_seed_because_prompts_of_seeds_are_not_the_same(make: Make) -> None:
-    first = make("a", 1, tasks=2, **telling(choices=[[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]))
-    second = make("a", 2, tasks=2, **telling(choices=[[[0.5]], [[0.4, 0.6, 0.0]]]))
+    first = make("a", 1, tasks=2, **diagnosed(choices=[[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]))
+    second = make("a", 2, tasks=2, **diagnosed(choices=[[[0.5]], [[0.4, 0.6, 0.0]]]))
     several = row(second, first)
     assert diagnostics.last_table(several, "choices") == (1, [[0.8, 0.2], [0.0, 1.0]])
     assert diagnostics.means(several, "choices") == [None, None]
 
 
 def test_a_row_without_a_table_has_none(make: Make) -> None:
-    cell = make("a", 0, tasks=1, **telling(choices=[[[1.0]]], gate=[[0.5]], share=[0.5]))
-    found = {n: diagnostics.last_table(row(cell), n) for n in ("choices", "gate", "share", "other")}
-    assert found == {"choices": (0, [[1.0]]), "gate": None, "share": None, "other": None}
+    cell = make("a", 0, tasks=1, **diagnosed(choices=[[[1.0]]], gate=[[0.5]], share=[0.5]))
+    tables = {n: diagnostics.last_table(row(cell), n) for n in ("choices", "gate", "share", "other")}
+    assert tables == {"choices": (0, [[1.0]]), "gate": None, "share": None, "other": None}
 
 
 @pytest.mark.parametrize("other", [[1.0, 1.0], [None, [1.0, 0.0]]], ids=["numbers", "lists"])
 def test_seeds_with_tables_and_others_are_refused(make: Make, other: list[Any]) -> None:
     known = [[[1.0]], [[0.8, 0.2], [0.0, 1.0]]]
-    cells = make("a", 0, tasks=2, **telling(gate=known)), make("a", 1, tasks=2, **telling(gate=other))
+    cells = make("a", 0, tasks=2, **diagnosed(gate=known)), make("a", 1, tasks=2, **diagnosed(gate=other))
     with pytest.raises(UsageError, match=r"a on digits have 'gate' in different forms.*--rerun all"):
         diagnostics.means(row(*cells), "gate")
 
@@ -94,15 +97,15 @@ def test_seeds_with_tables_and_others_are_refused(make: Make, other: list[Any]) 
 def two_methods(make: Make) -> list[Record]:
     """The worse method tells more, so that the order of the rows is not that of the names."""
     return [
-        make("b", 0, skill=0.9, tasks=2, **telling(task_share=[1.0, 0.51234])),
-        make("a", 0, skill=0.5, tasks=2, **telling(gate_own=[None, [0.1, 0.3]], task_share=[1.0, None])),
-        make("a", 1, skill=0.5, tasks=2, **telling(gate_own=[None, [0.3, 0.3]], task_share=[1.0, None])),
+        make("b", 0, skill=0.9, tasks=2, **diagnosed(task_share=[1.0, 0.51234])),
+        make("a", 0, skill=0.5, tasks=2, **diagnosed(gate_own=[None, [0.1, 0.3]], task_share=[1.0, None])),
+        make("a", 1, skill=0.5, tasks=2, **diagnosed(gate_own=[None, [0.3, 0.3]], task_share=[1.0, None])),
     ]
 
 
-def test_the_table_shows_the_last_experience(two_methods: list[Record]) -> None:
+def test_the_table_shows_the_last_task(two_methods: list[Record]) -> None:
     (only,) = group(two_methods)
-    table = told(only)
+    table = diagnostics_table(only)
     assert table is not None
     assert table.columns == ("method", "gate own", "task share")
     assert table.rows == (("b", "—", "0.512"), ("a", "0.250 (0.200\N{EN DASH}0.300)", "—"))
@@ -139,41 +142,42 @@ def prompted(make: Make) -> list[Record]:
     """One method with a table and a number, one with a table alone."""
     choices = [[[1.0, 0.0]], [[0.8, 0.2], [0.1, 0.9]]]
     return [
-        make("b", 0, skill=0.9, tasks=2, **telling(choices=choices, in_use=[1.0, 1.5])),
-        make("a", 0, skill=0.5, tasks=2, **telling(choices=[[[1.0]], [[0.5], [1.0]]])),
+        make("b", 0, skill=0.9, tasks=2, **diagnosed(choices=choices, in_use=[1.0, 1.5])),
+        make("a", 0, skill=0.5, tasks=2, **diagnosed(choices=[[[1.0]], [[0.5], [1.0]]])),
     ]
 
 
 def test_tables_are_no_columns(prompted: list[Record]) -> None:
     (only,) = group(prompted)
-    table = told(only)
+    table = diagnostics_table(only)
     assert table is not None
     assert table.columns == ("method", "in use")
     assert table.rows == (("b", "1.50"), ("a", "—"))
 
 
 def test_what_is_a_table_for_one_method_alone_has_a_column(make: Make) -> None:
-    first = make("a", 0, skill=0.9, tasks=1, **telling(gate=[[[1.0]]]))
-    (only,) = group([first, make("b", 0, skill=0.5, tasks=1, **telling(gate=[0.25]))])
-    table = told(only)
+    first = make("a", 0, skill=0.9, tasks=1, **diagnosed(gate=[[[1.0]]]))
+    (only,) = group([first, make("b", 0, skill=0.5, tasks=1, **diagnosed(gate=[0.25]))])
+    table = diagnostics_table(only)
     assert table is not None
     assert table.columns == ("method", "gate")
     assert table.rows == (("a", "—"), ("b", "0.250"))
 
 
-def test_a_table_that_an_older_cell_lacks_is_no_column_either(make: Make) -> None:
-    (only,) = group([make("a", 0, tasks=1, **telling(gate=[[[1.0]]])), make("a", 1, tasks=1, schema=1)])
-    assert told(only) is None
+def test_a_table_that_another_cell_lacks_is_no_column_either(make: Make) -> None:
+    cells = make("a", 0, tasks=1, **diagnosed(gate=[[[1.0]]])), make("a", 1, tasks=1, diagnostics=None)
+    (only,) = group(cells)
+    assert diagnostics_table(only) is None
 
 
 def test_tables_alone_are_explained_and_shown(prompted: list[Record], tmp_path: Path) -> None:
     (only,) = group(prompted[1:])
-    assert told(only) is None
+    assert diagnostics_table(only) is None
     text = write_report(prompted[1:], tmp_path).read_text(encoding="utf-8")
     section = section_of(text)
     assert "| method |" not in section
     assert r"- **choices**: How open \| it is." in section.splitlines()
-    caption = "Which prompts test images were given, by task, digits; one seed of each method"
+    caption = "Prompts chosen for the test images, by task, digits; one seed per method"
     assert f"![{caption}](" in section
     linked = set(re.findall(r"\]\((figures/[^)]+)\)", section))
     assert linked == {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-choices.svg")}
@@ -181,9 +185,12 @@ def test_tables_alone_are_explained_and_shown(prompted: list[Record], tmp_path: 
 
 
 def test_same_records_same_bytes_in_any_order(two_methods: list[Record], make: Make, tmp_path: Path) -> None:
-    told_all = [*two_methods, make("c", 0, tasks=2, **telling(choices=[None, [[0.5, 0.5], [0.0, 1.0]]]))]
+    cells_of_all = [
+        *two_methods,
+        make("c", 0, tasks=2, **diagnosed(choices=[None, [[0.5, 0.5], [0.0, 1.0]]])),
+    ]
     folders = tmp_path / "forth", tmp_path / "back"
-    for cells, folder in zip((told_all, told_all[::-1]), folders, strict=True):
+    for cells, folder in zip((cells_of_all, cells_of_all[::-1]), folders, strict=True):
         write_report(cells, folder)
     forth, back = ({p.name: p.read_bytes() for p in folder.rglob("*.*")} for folder in folders)
     for kind in ("diagnostics", "choices"):
@@ -192,11 +199,11 @@ def test_same_records_same_bytes_in_any_order(two_methods: list[Record], make: M
 
 
 def test_a_single_task_has_the_figure_of_its_diagnostics_alone(make: Make, tmp_path: Path) -> None:
-    text = write_report([make(tasks=1, **telling(gate=[[0.5, 0.6]]))], tmp_path).read_text(encoding="utf-8")
+    text = write_report([make(tasks=1, **diagnosed(gate=[[0.5, 0.6]]))], tmp_path).read_text(encoding="utf-8")
     assert re.findall(r"!\[(\w+)", text) == ["Diagnostics"]
 
 
-@pytest.mark.parametrize("nothing", [{"diagnostics": None}, {"diagnostics": {}}, {"schema": 1}])
+@pytest.mark.parametrize("nothing", [{"diagnostics": None}, {"diagnostics": {}}])
 def test_without_diagnostics_there_is_no_section(make: Make, tmp_path: Path, nothing: dict[str, Any]) -> None:
     text = write_report([make(**nothing)], tmp_path).read_text(encoding="utf-8")
     assert "Diagnostics" not in text
@@ -213,9 +220,9 @@ def test_names_and_meanings_are_foreign_text(make: Make, tmp_path: Path) -> None
 def test_a_name_with_two_meanings_says_whose_each_is(make: Make) -> None:
     (only,) = group(
         [
-            make("a", 0, skill=0.9, tasks=1, **telling(gate=[1.0], share=[1.0])),
-            make("b", 0, skill=0.7, tasks=1, **telling("Another thing.", gate=[1.0])),
-            make("c", 0, skill=0.5, tasks=1, **telling(gate=[1.0])),
+            make("a", 0, skill=0.9, tasks=1, **diagnosed(gate=[1.0], share=[1.0])),
+            make("b", 0, skill=0.7, tasks=1, **diagnosed("Another thing.", gate=[1.0])),
+            make("c", 0, skill=0.5, tasks=1, **diagnosed(gate=[1.0])),
         ]
     )
     assert diagnostics.meanings(only) == [

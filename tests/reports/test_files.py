@@ -9,14 +9,15 @@ from statistics import median
 
 import pytest
 
+import bench
 from bench.metrics import METRICS
-from bench.record import Record
+from bench.record import Record, write
 from reports import tables
 from reports.files import as_csv, sheets, write_cells, write_tables
 from reports.groups import group
 from reports.report import write_report
 from reports.tables import Table
-from tests.reports.conftest import Make, measured
+from tests.reports.conftest import Make, measured, with_costs
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ def test_every_table_of_the_report_has_its_files(out: Path, records: list[Record
 
 
 def test_a_new_kind_of_table_has_files_too(make: Make, tmp_path: Path) -> None:
-    told = {"gate": {"meaning": "A gate.", "values": [0.1, 0.2, 0.3]}}
-    groups = group([make("a", seed, diagnostics=told) for seed in range(2)])
+    gate = {"gate": {"meaning": "A gate.", "values": [0.1, 0.2, 0.3]}}
+    groups = group([make("a", seed, diagnostics=gate) for seed in range(2)])
     names = [path.name for path in write_tables(groups, tmp_path)]
     assert f"{groups[0].stem}-diagnostics.csv" in names
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(names)
@@ -56,8 +57,8 @@ def test_a_csv_file_holds_the_cells_of_its_table(out: Path, records: list[Record
     digits = next(g for g in group(records) if g.benchmark == "digits")
     with (out / "tables" / f"{digits.stem}-headline.csv").open(encoding="utf-8", newline="") as file:
         lines = [tuple(line) for line in csv.reader(file)]
-    found = tables.headline(digits)
-    assert lines == [found.columns, *found.rows]
+    headline = tables.headline(digits)
+    assert lines == [headline.columns, *headline.rows]
 
 
 def test_a_latex_file_names_its_table(out: Path, records: list[Record]) -> None:
@@ -85,8 +86,8 @@ def test_cells_have_the_raw_numbers(out: Path, records: list[Record]) -> None:
         assert (line["status"], line["reason"]) == (record.status, record.reason or "")
         for metric in METRICS:
             value = (record.metrics or {}).get(metric.name)
-            told = line[f"{metric.name}_fraction"]
-            assert told == "" if value is None else float(told) == value
+            cell = line[f"{metric.name}_fraction"]
+            assert cell == "" if value is None else float(cell) == value
 
 
 def test_cells_have_what_was_measured(costly: list[Record], tmp_path: Path) -> None:
@@ -98,8 +99,9 @@ def test_cells_have_what_was_measured(costly: list[Record], tmp_path: Path) -> N
     assert float(line["latency_batch_32_median_seconds"]) == median(last.model.samples)
     assert float(line["latency_batch_32_plain_vit_median_seconds"]) == median(last.plain.samples)
     assert float(line["latency_batch_32_ratio_to_plain_vit"]) == last.ratio
-    assert float(line["train_total_seconds"]) == math.fsum(s for s in cost.train_seconds or () if s)
-    told = {
+    seconds = [experience.train_seconds or 0.0 for experience in cost.experiences]
+    assert float(line["train_total_seconds"]) == math.fsum(seconds)
+    numbers = {
         "peak_memory_kind": "rss",
         "peak_memory_training_baseline_bytes": "400000000",
         "prediction_flops_per_image": "200000000",
@@ -107,14 +109,14 @@ def test_cells_have_what_was_measured(costly: list[Record], tmp_path: Path) -> N
         "parameters_stored_elements": "60000",
         "parameters_trainable_elements": "10020",
     }
-    assert {name: line[name] for name in told} == told
+    assert {name: line[name] for name in numbers} == numbers
     assert other["method"] == "b"
-    assert {value for name, value in other.items() if "latency" in name or name in told} == {""}
+    assert {value for name, value in other.items() if "latency" in name or name in numbers} == {""}
 
 
 def test_cells_have_their_conditions(out: Path) -> None:
     line = lines_of(out / "cells.csv")[0]
-    told = {
+    conditions = {
         "backbone": "micro_vit",
         "protocol": "common",
         "scale": "full",
@@ -122,13 +124,49 @@ def test_cells_have_their_conditions(out: Path) -> None:
         "precision": "fp32",
         "device": "cpu: a processor",
         "commit": "1234567",
+        "uncommitted_changes": "False",
+        "method.rank": "4",
+        "protocol.epochs": "3",
     }
-    assert {name: line[name] for name in told} == told
+    assert {name: line[name] for name in conditions} == conditions
+
+
+def test_cells_have_the_columns_of_a_loaded_frame(costly: list[Record], tmp_path: Path) -> None:
+    for record in costly:
+        write(record, tmp_path / f"{record.method}-{record.seed}")
+    frame = bench.load(tmp_path)
+    with write_cells(group(costly), tmp_path).open(encoding="utf-8", newline="") as file:
+        table, *columns = next(csv.reader(file))
+    cell, *loaded = frame.columns
+    assert (table, cell) == ("table", "cell")
+    assert columns == loaded
+
+
+def test_rows_of_one_method_are_named_as_in_the_tables(make: Make, tmp_path: Path) -> None:
+    other = {"method": {"name": "a", "label": "a", "options": {"rank": 8}}}
+    lines = lines_of(write_cells(group([make("a", 0), make("a", 0, config=other)]), tmp_path))
+    assert sorted((line["method"], line["method.rank"]) for line in lines) == [
+        ("a (rank 4)", "4"),
+        ("a (rank 8)", "8"),
+    ]
+
+
+def test_a_size_beyond_64_bits_is_written_whole(make: Make, tmp_path: Path) -> None:
+    huge = 2**63
+    cost = with_costs(measured("a", 0, 3, 1.0), flops=[1, 1, huge])
+    (line,) = lines_of(write_cells(group([make("a", cost=cost)]), tmp_path))
+    assert line["prediction_flops_per_image"] == str(huge)
 
 
 def test_cells_are_safe_for_spreadsheets(make: Make, unfinished: Make, tmp_path: Path) -> None:
     evil = '=HYPERLINK("http://e.org")'
-    groups = group([make(evil, manifest={"device": evil}), unfinished("b", 0, "failed", f"{evil}\nmore")])
+    config = {"method": {"name": "a", "options": {evil: evil}}}
+    groups = group(
+        [
+            make(evil, manifest={"device": evil}, config=config),
+            unfinished("b", 0, "failed", f"{evil}\nmore", benchmark=evil),
+        ]
+    )
     with write_cells(groups, tmp_path).open(encoding="utf-8", newline="") as file:
         cells = [cell for line in csv.reader(file) for cell in line]
     assert not [cell for cell in cells if re.match(r"[=+@\s]", cell)]

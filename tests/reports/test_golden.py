@@ -1,6 +1,6 @@
 """The whole report of fixed records, byte for byte.
 
-After a change of the report that is meant, write it anew and read the difference before it is committed:
+After an intended change of the report, write the file again and read the difference before committing it:
 
     WRITE_GOLDEN=1 python -m pytest tests/reports/test_golden.py; git diff tests/reports/golden
 """

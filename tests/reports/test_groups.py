@@ -139,7 +139,7 @@ def test_values_are_by_seed_and_class_order_and_all_or_none(make: Make) -> None:
     assert row.by_run(lambda record: 1.0 if record.cost else None) == {}
 
 
-def test_references_and_failures_do_not_compete(records: list[Record]) -> None:
+def test_references_and_failures_are_not_ranked(records: list[Record]) -> None:
     digits = next(g for g in group(records) if g.benchmark == "digits")
     assert [row.method for row in digits.ranked] == ["duallora:gate=none", "l2p", "finetune"]
 

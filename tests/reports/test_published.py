@@ -13,7 +13,7 @@ from methods.errors import UsageError
 from methods.registry import METHODS
 from reports import published
 from reports.groups import group
-from reports.published import DUALLORA, Comparison, Source, compare, load
+from reports.published import DUALLORA, Comparison, PublishedSource, compare, load
 from reports.report import write_report
 
 Make = Callable[..., Record]
@@ -41,7 +41,7 @@ CONDITIONS: dict[str, Any] = {
 } | {name: value for name, value in PROTOCOL.items() if name != "name"}
 
 
-def source(conditions: dict[str, Any] | None = None, **result: Any) -> Source:
+def source(conditions: dict[str, Any] | None = None, **result: Any) -> PublishedSource:
     """A source with one number; the arguments change its conditions and its result."""
     given: dict[str, Any] = {
         "method": "inflora",
@@ -52,7 +52,7 @@ def source(conditions: dict[str, Any] | None = None, **result: Any) -> Source:
     }
     shared = {k: v for k, v in (CONDITIONS | (conditions or {})).items() if v is not None}
     parts = {"title": "A paper", "label": "A paper", "provenance": "primary", "conditions": shared}
-    return Source.model_validate(parts | {"results": [given | result]})
+    return PublishedSource.model_validate(parts | {"results": [given | result]})
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def cell(make: Make) -> Make:
     return record
 
 
-def compared(records: list[Record], *sources: Source) -> Comparison:
+def compared(records: list[Record], *sources: PublishedSource) -> Comparison:
     (only,) = group(records)
     found = compare(only, sources)
     assert found is not None
@@ -243,7 +243,7 @@ def test_the_nearest_statement_of_a_condition_holds() -> None:
             }
         ],
     }
-    read = Source.model_validate(text)
+    read = PublishedSource.model_validate(text)
     found = read.conditions_of(read.results[0])
     assert (found.epochs, found.batch_size, found.image_size, found.seeds) == (4, 3, 2, 1)
 
@@ -308,7 +308,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("found", load(), ids=lambda found: found.label)
-def test_every_source_is_consistent(found: Source) -> None:
+def test_every_source_is_consistent(found: PublishedSource) -> None:
     for result in found.results:
         assert result.benchmark in BENCHMARKS
         assert result.method in METHODS if result.method else result.name in OTHERS

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.ranking import Run, Standing, differences, exceeds, interval, ranks, standing
+from reports.ranking import Leaders, Run, differences, interval, leaders, ranks, significantly_better
 from reports.stats import Estimate
 
 ORDER = (0, 1, 2)
@@ -22,58 +22,58 @@ def test_only_runs_of_the_same_seed_and_class_order_are_compared() -> None:
 
 def test_an_interval_decides_not_the_means() -> None:
     # differences 1, 2, 3: mean 2, half-width 4.30265 / sqrt(3) = 2.484; differences 4, 5, 6: 5 - 2.484 > 0
-    assert exceeds(runs(11, 12, 13), runs(10, 10, 10)) is False
-    assert exceeds(runs(14, 15, 16), runs(10, 10, 10)) is True
-    assert exceeds(runs(10, 10, 10), runs(14, 15, 16)) is False
+    assert significantly_better(runs(11, 12, 13), runs(10, 10, 10)) is False
+    assert significantly_better(runs(14, 15, 16), runs(10, 10, 10)) is True
+    assert significantly_better(runs(10, 10, 10), runs(14, 15, 16)) is False
 
 
 def test_pairing_takes_out_what_a_seed_does_to_both() -> None:
-    assert exceeds(runs(10, 50, 90), runs(9, 48.9, 89.1)) is True
+    assert significantly_better(runs(10, 50, 90), runs(9, 48.9, 89.1)) is True
 
 
 def test_one_common_run_has_no_interval() -> None:
-    assert exceeds(runs(10), runs(1, 2, 3)) is None
-    assert exceeds(runs(10), {}) is None
+    assert significantly_better(runs(10), runs(1, 2, 3)) is None
+    assert significantly_better(runs(10), {}) is None
     assert interval(Estimate(1.0, None, 1)) is None
 
 
 def test_differences_that_are_all_zero_but_for_rounding_are_no_lead() -> None:
-    assert exceeds(runs(0.3, 0.3), runs(0.1 + 0.2, 0.1 + 0.2)) is False
-    assert exceeds(runs(0.1 + 0.2, 0.1 + 0.2), runs(0.3, 0.3)) is False
+    assert significantly_better(runs(0.3, 0.3), runs(0.1 + 0.2, 0.1 + 0.2)) is False
+    assert significantly_better(runs(0.1 + 0.2, 0.1 + 0.2), runs(0.3, 0.3)) is False
 
 
-def test_the_best_stands_alone_if_all_others_are_told_apart() -> None:
+def test_the_best_stands_alone_if_it_is_significantly_better_than_all_others() -> None:
     columns = [runs(10, 10, 10), runs(14, 15, 16), runs(1, 2, 3)]
-    assert standing(columns, "higher") == Standing(best=1)
-    assert standing(columns, "lower") == Standing(best=2)
+    assert leaders(columns, "higher") == Leaders(best=1)
+    assert leaders(columns, "lower") == Leaders(best=2)
 
 
-def test_those_not_told_apart_are_tied_with_the_best() -> None:
+def test_those_not_significantly_worse_are_tied_with_the_best() -> None:
     columns = [runs(11, 12, 13), runs(10, 10, 10), runs(1, 1, 1)]
-    assert standing(columns, "higher") == Standing(tied=frozenset({0, 1}))
+    assert leaders(columns, "higher") == Leaders(tied=frozenset({0, 1}))
 
 
 def test_a_wide_third_is_tied_even_if_the_runner_up_is_not() -> None:
     columns = [runs(20, 20, 20), runs(19, 19, 19), runs(30, 5, 10)]
-    assert standing(columns, "higher") == Standing(tied=frozenset({0, 2}))
+    assert leaders(columns, "higher") == Leaders(tied=frozenset({0, 2}))
 
 
-def test_without_an_interval_to_the_runner_up_nobody_is_best() -> None:
-    assert standing([runs(20, 20), runs(19), runs(5, 5)], "higher") == Standing()
-    assert standing([runs(20), runs(19)], "higher") == Standing()
+def test_without_an_interval_to_the_runner_up_none_is_best() -> None:
+    assert leaders([runs(20, 20), runs(19), runs(5, 5)], "higher") == Leaders()
+    assert leaders([runs(20), runs(19)], "higher") == Leaders()
 
 
 def test_a_single_run_further_down_does_not_take_the_lead_away() -> None:
-    assert standing([runs(20, 20), runs(19, 19), runs(5)], "higher") == Standing(best=0)
+    assert leaders([runs(20, 20), runs(19, 19), runs(5)], "higher") == Leaders(best=0)
 
 
 @pytest.mark.parametrize("columns", [[], [{}], [runs(1, 2)], [runs(1, 2), {}]])
-def test_nobody_to_compare_with(columns: list[dict[Run, float]]) -> None:
-    assert standing(columns, "higher") == Standing()
+def test_nothing_to_compare_with(columns: list[dict[Run, float]]) -> None:
+    assert leaders(columns, "higher") == Leaders()
 
 
-def test_what_has_no_value_takes_no_part() -> None:
-    assert standing([{}, runs(5, 5), {}, runs(4, 4)], "higher") == Standing(best=1)
+def test_a_method_without_values_takes_no_part() -> None:
+    assert leaders([{}, runs(5, 5), {}, runs(4, 4)], "higher") == Leaders(best=1)
 
 
 def test_equal_means_share_a_rank() -> None:
@@ -82,6 +82,6 @@ def test_equal_means_share_a_rank() -> None:
 
 @given(st.lists(st.lists(st.floats(0, 100), max_size=4), max_size=5))
 def test_the_best_is_never_tied_and_ties_are_never_lonely(values: list[list[float]]) -> None:
-    found = standing([runs(*column) for column in values], "higher")
-    assert found.best is None or not found.tied
-    assert len(found.tied) != 1
+    first = leaders([runs(*column) for column in values], "higher")
+    assert first.best is None or not first.tied
+    assert len(first.tied) != 1

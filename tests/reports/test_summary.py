@@ -24,52 +24,62 @@ def one_group(*cells: list[Record]) -> Group:
 
 def test_the_best_is_named_with_its_lead_and_the_interval(make: Make) -> None:
     # differences 4, 5, 6: mean 5, half-width 4.30265 / sqrt(3) = 2.48
-    found = answer(one_group(finals(make, "a", 84, 85, 86), finals(make, "b", 80, 80, 80)))
-    assert found == (
+    sentences = answer(one_group(finals(make, "a", 84, 85, 86), finals(make, "b", 80, 80, 80)))
+    assert sentences == (
         "a is best: 85.00 %, 5.00 points above b on 3 common seeds "
         "(95 % interval of the difference 2.52 to 7.48)."
     )
 
 
-def test_who_is_not_told_apart_is_named_and_nobody_is_best(make: Make) -> None:
-    found = answer(
+def test_methods_that_are_not_significantly_different_are_named_and_none_is_best(make: Make) -> None:
+    sentences = answer(
         one_group(finals(make, "a", 81, 82, 83), finals(make, "b", 80, 80, 80), finals(make, "c", 70, 70, 70))
     )
-    assert found.startswith("a has the highest mean: 82.00 %, 2.00 points above b")
-    assert found.endswith("It is not told apart from: b.")
+    assert sentences.startswith("a has the highest mean: 82.00 %, 2.00 points above b")
+    assert sentences.endswith("It is not significantly different from: b.")
+
+
+def test_a_method_that_is_significantly_better_on_common_seeds_is_named_so(make: Make) -> None:
+    """The highest mean is due to a seed that the other method does not have."""
+    sentences = answer(one_group(finals(make, "a", 80, 81, 95), finals(make, "b", 83, 84)))
+    assert sentences.startswith("a has the highest mean: 85.33 %, 3.00 points below b on 2 common seeds")
+    assert "On common seeds it is significantly worse than: b." in sentences
+    assert "not significantly different" not in sentences
 
 
 def test_one_common_seed_is_no_claim(make: Make) -> None:
-    found = answer(one_group(finals(make, "a", 90), finals(make, "b", 80)))
-    assert found == (
+    sentences = answer(one_group(finals(make, "a", 90), finals(make, "b", 80)))
+    assert sentences == (
         "a has the highest mean: 90.00 %, 10.00 points above b on the one common seed. "
-        "Fewer than two common seeds, hence no interval, with: b."
+        "Fewer than two common seeds, so no interval, with: b."
     )
 
 
 def test_no_common_seed_and_no_other_method_are_said(make: Make) -> None:
     elsewhere = [make("b", 7, tasks=1, correct=[[50]], counts=[100])]
-    found = answer(one_group(finals(make, "a", 90), elsewhere))
-    assert "ahead of b, with which it has no seed in common" in found
-    assert found.endswith("See the warnings.")
+    sentences = answer(one_group(finals(make, "a", 90), elsewhere))
+    assert "ahead of b, with which it has no seed in common" in sentences
+    assert sentences.endswith("See the warnings.")
     assert answer(one_group(finals(make, "a", 90))) == "only a has a result to compare: 90.00 %."
 
 
 def test_the_lead_is_that_on_common_seeds(make: Make) -> None:
-    found = answer(one_group(finals(make, "a", 80, 80, 95), finals(make, "b", 82, 82)))
-    assert found.startswith("a has the highest mean: 85.00 %, 2.00 points below b on 2 common seeds")
+    sentences = answer(one_group(finals(make, "a", 80, 80, 95), finals(make, "b", 82, 82)))
+    assert sentences.startswith("a has the highest mean: 85.00 %, 2.00 points below b on 2 common seeds")
 
 
 def test_equal_means_are_level(make: Make) -> None:
-    found = answer(one_group(finals(make, "a", 80, 70), finals(make, "b", 80, 70)))
-    assert found.startswith("a has the highest mean: 75.00 %, level with b. It is not told apart from: b.")
+    sentences = answer(one_group(finals(make, "a", 80, 70), finals(make, "b", 80, 70)))
+    assert sentences == (
+        "a has the highest mean: 75.00 %, level with b. It is not significantly different from: b."
+    )
 
 
 def test_a_reference_is_never_best(make: Make) -> None:
     joint = [make("joint", seed, skill=0.99, joint=True) for seed in range(2)]
-    found = answer(one_group(joint, [make("a", seed, skill=0.5) for seed in range(2)]))
-    assert found.startswith("only a has a result to compare")
-    assert "For reference, joint, trained on all tasks at once:" in found
+    sentences = answer(one_group(joint, [make("a", seed, skill=0.5) for seed in range(2)]))
+    assert sentences.startswith("only a has a result to compare")
+    assert "For reference, joint, trained on all tasks at once:" in sentences
 
 
 def test_contamination_is_said(make: Make) -> None:
@@ -91,5 +101,5 @@ def test_the_overview_counts_and_misses(make: Make, unfinished: Make) -> None:
         "Benchmarks (2): digits, other",
         "Seeds (2): 0, 1",
         "Cells: 3, of which 2 done, 1 oom",
-        "No cell on other of: a",
+        "Not run on other: a",
     ]

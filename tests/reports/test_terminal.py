@@ -37,7 +37,7 @@ def test_on_a_narrow_terminal_no_number_is_cut_or_folded(records: list[Record]) 
             assert all(cell in output for cell in row), row
 
 
-def test_failures_and_warnings_are_told(records: list[Record]) -> None:
+def test_failures_and_warnings_are_shown(records: list[Record]) -> None:
     output = printed(records)
     assert "not finished: l2p, seed 1: oom. The device ran out of memory." in output
     assert "warning: † contaminated" in output

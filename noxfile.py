@@ -8,7 +8,7 @@ nox -s docs                                           the documentation site, in
 nox -s perf -- cost [--methods finetune,ncm] ...      what each method costs, beside the plain timm ViT
 nox -s perf -- overhead [--rounds 10] ...             how much slower the harness is than a bare loop
 nox -s perf -- report [--methods 10] ...              how long the report of 1,000 records takes
-nox -s perf -- spread [--rounds 2] ...                how much sooner a grid is trained when it is spread
+nox -s perf -- speedup [--rounds 2] ...               how much faster each executor trains a grid
 nox -s perf -- growth                                 what grows with cells, tasks, classes, image size
 """
 
@@ -125,10 +125,10 @@ def perf(session: nox.Session) -> None:
         "overhead": ["overhead"],
         "both": ["cost", "overhead"],
         "report": ["report_speed"],
-        "spread": ["spread"],
+        "speedup": ["speedup"],
         "growth": ["growth"],
     }
     if name not in parts:
         session.error(f"cannot measure '{name}'; legal: nox -s perf -- {' | '.join(parts)} [options]")
     for part in parts[name]:
-        session.run(PYTHON, "-m", f"scripts.{part}", *options, external=True)
+        session.run(PYTHON, "-m", f"scripts.perf.{part}", *options, external=True)

@@ -116,6 +116,13 @@ def test_the_script_without_the_harness_learns():
     assert float(done.stdout.strip().splitlines()[-1]) > 0.5
 
 
+def test_the_example_of_frames_prints_a_row_per_method():
+    (script,) = blocks("results.md", "python")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^duallora +0\.\d+", done.stdout, re.MULTILINE)) == 2
+
+
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_every_local_link_leads_somewhere(page):
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):

@@ -55,7 +55,7 @@ class StrategyLike(Protocol):
 
     #: Logits (B, C) of the batch; an assignment in `after_forward` changes what the loss is computed from.
     mb_output: Tensor
-    #: Loss of the batch, a scalar; an assignment in `before_backward` changes what is minimised.
+    #: Loss of the batch, one element; an assignment in `before_backward` changes what is minimised.
     loss: Tensor
     #: Training images of the experience.
     adapted_dataset: ImageData

@@ -13,6 +13,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import Naive
 from torch.utils.data import TensorDataset
 
+from methods.base import Method
 from methods.registry import METHODS
 from tests.conftest import CLASSES, deep_vit, synthetic
 
@@ -20,7 +21,7 @@ ORDER = [4, 1, 0, 5, 3, 2]
 
 
 class Spy(SupervisedPlugin):
-    """Writes down, for every experience, what the contracts speak of."""
+    """Records, for every experience, what the contract tests compare."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +44,12 @@ class Spy(SupervisedPlugin):
         self.evaluated.append(strategy.mb_output.clone())
 
 
+def make(case: str, **options: Any) -> Method:
+    """The method of a case, as on the command line: its name, or name:option=value+option=value."""
+    name, _, variant = case.partition(":")
+    return METHODS[name].load()(**dict(part.split("=") for part in variant.split("+") if part), **options)
+
+
 class Run:
     """One method trained on the synthetic stream; `after` holds the model's tensors after each experience."""
 
@@ -61,7 +68,8 @@ class Run:
         self.model = vit()
         self.before = copy_of(self.model)
         torch.manual_seed(seed)
-        self.method, self.spy = METHODS[name].load()(**options), Spy()
+        self.case = name
+        self.method, self.spy = make(name, **options), Spy()
         self.strategy = learner(self.model, self.method, [*plugins, self.spy], epochs=epochs)
         self.after: list[dict[str, torch.Tensor]] = []
         for i in range(experiences):
@@ -76,7 +84,7 @@ class Run:
     def resume(self) -> None:
         """Go on with a fresh method and a fresh model that have the state of the old ones."""
         state, self.model = self.method.state(), deep_vit()
-        self.method = type(self.method)()
+        self.method = make(self.case)
         self.method.restore(self.model, state)
         self.strategy = learner(self.model, self.method, [self.spy], epochs=self.epochs)
 

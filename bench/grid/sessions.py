@@ -33,7 +33,7 @@ MAX_CELLS = 12
 
 
 def pending_sessions(
-    planned: Iterable[PlannedCell], paths: Paths, observe: Observer
+    planned: Iterable[PlannedCell], paths: Paths, observe: Observer, max_cells: int = MAX_CELLS
 ) -> list[tuple[Cell, ...]]:
     """The sessions still to be run: finished cells whose inference is not measured, grouped where possible."""
     by_conditions: dict[Cell, list[Cell]] = {}
@@ -41,9 +41,9 @@ def pending_sessions(
         if _is_pending(item.cell, paths, observe):
             by_conditions.setdefault(item.cell.without_method(), []).append(item.cell)
     return [
-        tuple(cells[i : i + MAX_CELLS])
+        tuple(cells[i : i + max_cells])
         for cells in by_conditions.values()
-        for i in range(0, len(cells), MAX_CELLS)
+        for i in range(0, len(cells), max_cells)
     ]
 
 

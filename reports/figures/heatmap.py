@@ -11,8 +11,10 @@ from reports.figures.style import FONT, INK, SMALL_FONT
 from reports.text import number
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 #: Rows of values; None where there is none.
 Matrix = Sequence[Sequence[float | None]]
@@ -72,17 +74,17 @@ def heat_map(
         ax=axes,
     )
     axes.tick_params(length=0, labelsize=SMALL_FONT, labelrotation=0)
-    _colour_values(axes)
+    _colour_values(axes, values)
 
 
-def _colour_values(axes: Axes) -> None:
+def _colour_values(axes: Axes, values: NDArray[np.float64]) -> None:
     """Dark text on light cells and white text on dark ones."""
     from seaborn.utils import relative_luminance
 
     (cells,) = axes.collections
     for text in axes.texts:
         x, y = text.get_position()
-        luminance = relative_luminance(cells.to_rgba(cells.get_array()[int(y), int(x)]))
+        luminance = relative_luminance(cells.to_rgba(values[int(y), int(x)]))
         text.set_color(INK if luminance > LIGHT else "white")
 
 

@@ -27,10 +27,10 @@ def test_percentiles_are_of_all_seeds_together_in_milliseconds(make: Make) -> No
     cells = []
     for seed, start in ((0, 0), (1, 50)):
         cost = deepcopy(measured("a", seed, 1, 1.0))
-        for found in cost["latency"]:
+        for latency in cost["latency"]:
             seconds = [(start + i) / 1000 for i in range(1, 51)]
-            found |= {"rounds": 1, "model": {"samples": seconds}}
-            found["plain"] = found["model"]
+            latency |= {"rounds": 1, "model": {"samples": seconds}}
+            latency["plain"] = latency["model"]
         cells.append(make("a", seed, tasks=1, cost=cost))
     box, plain = latency_boxes(group(cells)[0], 1)
     expected = [1 + 0.99 * p for p in (5, 25, 50, 75, 95, 99)]

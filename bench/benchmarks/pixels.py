@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -88,16 +88,39 @@ def _resized(images: UInt8Array, size: int) -> UInt8Array:
     return resized
 
 
+def square(path: Path, size: int) -> UInt8Array:
+    """One image file as (size, size, 3) uint8 RGB: upright, short side = `size`, central square.
+
+    Bicubic and antialiased. Transparency is dropped, as torchvision's loader does.
+
+    Raises:
+        ValueError: for more than 8 bits per channel, which a conversion to RGB would clip.
+        OSError and others: if it is not an intact image.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode}: more than 8 bits per channel; convert it to 8 bits")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+
+
 @dataclass(frozen=True, eq=False)
 class FilePixels:
     """Image files of any size. Decoded squares are stored in `<cache>/<key>.npy` and memory-mapped.
 
     The key is a hash of the files' content, the size and the decoder, so a changed file is decoded again. The
     array is mapped copy-on-write: writing to it changes no file.
+
+    Attributes:
+        read_square: decodes one file, as `square` does.
     """
 
     paths: tuple[Path, ...]
     cache: Path
+    read_square: Callable[[Path, int], UInt8Array] = square
 
     @property
     def native_size(self) -> None:
@@ -107,7 +130,7 @@ class FilePixels:
         return len(self.paths)
 
     def take(self, rows: Int64Array) -> FilePixels:
-        return FilePixels(tuple(self.paths[row] for row in rows), self.cache)
+        return replace(self, paths=tuple(self.paths[row] for row in rows))
 
     def digests(self) -> list[str]:
         with ThreadPoolExecutor() as pool:
@@ -120,14 +143,14 @@ class FilePixels:
         if images is not None:
             return images
         try:
-            _write_cache(cached, shape, decoded(self.paths, size))
+            _write_cache(cached, shape, decoded(self.paths, size, self.read_square))
         except OSError as error:
             warnings.warn(
                 f"decoded images cannot be stored in {self.cache} ({error}): they stay in memory, and the "
                 "next run decodes them again; free space or allow writing there, or give another --data-root",
                 stacklevel=2,
             )
-            return _in_memory(shape, decoded(self.paths, size))
+            return _in_memory(shape, decoded(self.paths, size, self.read_square))
         written = _read_cache(cached, shape)
         assert written is not None, "a cache file that was just written can be read"
         return written
@@ -152,27 +175,10 @@ def _file_sha256(path: Path, size: int, changed_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def square(path: Path, size: int) -> UInt8Array:
-    """One image file as (size, size, 3) uint8 RGB: upright, short side = `size`, central square.
-
-    Bicubic and antialiased. Transparency is dropped, as torchvision's loader does.
-
-    Raises:
-        ValueError: for more than 8 bits per channel, which a conversion to RGB would clip.
-        OSError and others: if it is not an intact image.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode}: more than 8 bits per channel; convert it to 8 bits")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
-
-
-def decoded(paths: Sequence[Path], size: int) -> Iterator[UInt8Array]:
-    """Each file's square in order, decoded by a pool of threads.
+def decoded(
+    paths: Sequence[Path], size: int, read_square: Callable[[Path, int], UInt8Array]
+) -> Iterator[UInt8Array]:
+    """The square of each file, in order, decoded by a pool of threads.
 
     Raises:
         UsageError: at the end, naming the files that cannot be decoded (each yields nothing).
@@ -181,7 +187,7 @@ def decoded(paths: Sequence[Path], size: int) -> Iterator[UInt8Array]:
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), CHUNK):
             chunk = paths[start : start + CHUNK]
-            for path, result in zip(chunk, pool.map(_attempt(size), chunk), strict=True):
+            for path, result in zip(chunk, pool.map(_attempt(read_square, size), chunk), strict=True):
                 if isinstance(result, str):
                     broken.append(f"{path} ({result})")
                 else:
@@ -194,14 +200,15 @@ def decoded(paths: Sequence[Path], size: int) -> Iterator[UInt8Array]:
         )
 
 
-def _attempt(size: int) -> Callable[[Path], UInt8Array | str]:
+def _attempt(read_square: Callable[[Path, int], UInt8Array], size: int) -> Callable[[Path], UInt8Array | str]:
+    """A function that decodes a file, and returns the reason where that fails."""
     from PIL import Image, UnidentifiedImageError
 
     unreadable = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
     def attempt(path: Path) -> UInt8Array | str:
         try:
-            return square(path, size)
+            return read_square(path, size)
         except (*unreadable, Image.DecompressionBombError) as error:
             # Pillow's message for an unknown format repeats the path
             return "not an image" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.benchmarks import pixels
 from bench.benchmarks.pixels import ArrayPixels, FilePixels, square
 from methods.errors import UsageError
 
@@ -26,17 +25,15 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that are decoded from now on."""
-    seen: list[Path] = []
-    real = pixels.square
+def watched(files: FilePixels) -> tuple[FilePixels, list[Path]]:
+    """The same images, and a list to which every file is added that they decode."""
+    decodes: list[Path] = []
 
-    def counting(path: Path, size: int) -> np.ndarray:
-        seen.append(path)
-        return real(path, size)
+    def read_square(path: Path, size: int) -> np.ndarray:
+        decodes.append(path)
+        return square(path, size)
 
-    monkeypatch.setattr(pixels, "square", counting)
-    return seen
+    return FilePixels(files.paths, files.cache, read_square), decodes
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "1"])
@@ -95,32 +92,30 @@ def test_decoded_images_are_in_order(files: FilePixels) -> None:
     assert np.array_equal(files.take(np.array([2, 0])).decode(8), [expected[2], expected[0]])
 
 
-def test_second_decode_reads_the_cache(files: FilePixels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_decode_reads_the_cache(files: FilePixels) -> None:
     before = np.array(files.decode(8))
-    seen = decodes(monkeypatch)
-    again = FilePixels(files.paths, files.cache).decode(8)
+    other, decodes = watched(files)
+    again = other.decode(8)
     assert np.array_equal(before, again)
-    assert seen == []
+    assert decodes == []
     assert isinstance(again, np.memmap)
 
 
-def test_a_changed_file_or_size_is_decoded_anew(
-    files: FilePixels, picture: Picture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file_or_size_is_decoded_again(files: FilePixels, picture: Picture) -> None:
     files.decode(8)
-    seen = decodes(monkeypatch)
-    files.decode(6)
-    assert sorted(seen) == sorted(files.paths)
+    other, decodes = watched(files)
+    other.decode(6)
+    assert sorted(decodes) == sorted(files.paths)
     picture(files.paths[1], seed=99, size=(20, 20))
     assert np.array_equal(files.decode(8)[1], square(files.paths[1], 8))
 
 
-def test_two_sizes_are_kept_side_by_side(files: FilePixels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sizes_are_both_cached(files: FilePixels) -> None:
     files.decode(8)
     files.decode(6)
-    seen = decodes(monkeypatch)
-    assert (files.decode(8).shape, files.decode(6).shape) == ((3, 8, 8, 3), (3, 6, 6, 3))
-    assert seen == []
+    other, decodes = watched(files)
+    assert (other.decode(8).shape, other.decode(6).shape) == ((3, 8, 8, 3), (3, 6, 6, 3))
+    assert decodes == []
 
 
 def test_writing_to_the_array_changes_no_file(files: FilePixels) -> None:
@@ -131,7 +126,7 @@ def test_writing_to_the_array_changes_no_file(files: FilePixels) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "foreign", "empty", "other shape"])
-def test_a_damaged_cache_is_rebuilt(damage: str, files: FilePixels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_rebuilt(damage: str, files: FilePixels) -> None:
     original = np.array(files.decode(8))
     [cached] = files.cache.iterdir()
     content = cached.read_bytes()
@@ -140,9 +135,9 @@ def test_a_damaged_cache_is_rebuilt(damage: str, files: FilePixels, monkeypatch:
     else:
         damaged = {"truncated": content[:-1], "longer": content + b"x", "foreign": b"hello", "empty": b""}
         cached.write_bytes(damaged[damage])
-    seen = decodes(monkeypatch)
-    assert np.array_equal(files.decode(8), original)
-    assert len(seen) == 3
+    other, decodes = watched(files)
+    assert np.array_equal(other.decode(8), original)
+    assert len(decodes) == 3
     assert cached.read_bytes() == content
     assert list(files.cache.iterdir()) == [cached]
 
@@ -158,7 +153,7 @@ def test_full_disk_warns_and_leaves_nothing(files: FilePixels, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pixels, "_write_array", full)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
     with pytest.warns(UserWarning, match="No space left"):
         images = files.decode(8)
     assert np.array_equal(images, [square(path, 8) for path in files.paths])

@@ -1,4 +1,4 @@
-"""Backbones: the packaged micro ViT, weights found or refused, contamination told."""
+"""Backbones: the packaged micro ViT, weights located or refused, contamination reported."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_the_packaged_weights_are_those_of_their_card():
 
 
 def test_the_packaged_weights_are_built_exactly_into_timms_class():
-    found = resolve(MICRO_NAME, None, [])
-    model = build(found, 32)
+    backbone = resolve(MICRO_NAME, None, [])
+    model = build(backbone, 32)
     assert type(model) is VisionTransformer
     expected = {k: v.float() for k, v in load_file(str(MICRO_WEIGHTS)).items() if not k.startswith("head.")}
     state = model.state_dict()
@@ -40,17 +40,17 @@ def test_the_packaged_weights_are_built_exactly_into_timms_class():
 
 
 def test_another_image_size_resamples_the_position_embedding_only():
-    found = resolve(MICRO_NAME, None, [])
-    small, large = build(found, 32), build(found, 64)
+    backbone = resolve(MICRO_NAME, None, [])
+    small, large = build(backbone, 32), build(backbone, 64)
     assert large.pos_embed.shape[1] == 16 * 16 + 1
     assert torch.equal(small.blocks[0].attn.qkv.weight, large.blocks[0].attn.qkv.weight)
     assert large(torch.randn(1, 3, 64, 64)).shape == (1, 128)
 
 
 def test_a_cell_on_the_pre_training_set_is_contaminated_and_says_so():
-    found = resolve(MICRO_NAME, None, [])
-    assert any("contaminated" in warning for warning in found.warnings("cifar100"))
-    assert found.warnings("digits") == ()
+    backbone = resolve(MICRO_NAME, None, [])
+    assert any("contaminated" in warning for warning in backbone.warnings("cifar100"))
+    assert backbone.warnings("digits") == ()
     random = resolve(MICRO_NAME, "random", [])
     assert any("random weights" in warning for warning in random.warnings("digits"))
     assert not any("contaminated" in warning for warning in random.warnings("cifar100"))
@@ -60,17 +60,14 @@ def test_weights_are_found_in_a_data_root_under_the_full_tag(tmp_path):
     path = tmp_path / "weights" / f"{TINY_TAG}.safetensors"
     path.parent.mkdir()
     save_file({"x": torch.zeros(1)}, str(path))
-    found = resolve(TINY_TAG, None, [tmp_path])
-    assert found.weights == path
-    assert found.sha256 == sha256_of(path)
-    assert found.mean == (0.5, 0.5, 0.5)
+    backbone = resolve(TINY_TAG, None, [tmp_path])
+    assert backbone.weights == path
+    assert backbone.sha256 == sha256_of(path)
+    assert backbone.mean == (0.5, 0.5, 0.5)
 
 
-def test_missing_weights_say_where_they_were_looked_for(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("no network in tests")
-
-    monkeypatch.setattr("bench.cell.backbone.urlopen", offline)
+def test_missing_weights_say_where_they_were_searched_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
     with pytest.raises(MissingError, match="--weights FILE") as error:
         resolve(TINY_TAG, None, [tmp_path])
     assert str(tmp_path / "weights" / f"{TINY_TAG}.safetensors") in str(error.value)
@@ -84,7 +81,7 @@ def test_missing_weights_say_where_they_were_looked_for(tmp_path, monkeypatch):
         ("resnet18.a1_in1k", "ResNet"),
     ],
 )
-def test_a_tag_that_is_not_one_is_answered(tag, words, tmp_path):
+def test_a_tag_that_does_not_exist_is_refused(tag, words, tmp_path):
     with pytest.raises(UsageError, match=words):
         build(resolve(tag, "random", [tmp_path]), 224)
 

@@ -1,4 +1,4 @@
-"""Batches: geometry, normalisation, and random numbers that are the same for everyone."""
+"""Batches: geometry, normalisation, and random numbers that are the same for every method."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ def items(n: int = 6, side: int = 8) -> list[tuple[torch.Tensor, int]]:
 
 
 def test_clean_batches_at_the_stored_size_are_the_pixels_over_255():
-    given = items()
-    x, y = clean(RAW)(given)
-    torch.testing.assert_close(x * 255, torch.stack([i for i, _ in given]).permute(0, 3, 1, 2).float())
+    batch = items()
+    x, y = clean(RAW)(batch)
+    torch.testing.assert_close(
+        x * 255, torch.stack([image for image, _ in batch]).permute(0, 3, 1, 2).float()
+    )
     assert y.tolist() == list(range(6))
 
 
@@ -99,20 +101,20 @@ def test_boxes_are_inside_and_their_areas_are_distributed_as_torchvisions(smalle
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_an_augmentation_follows_its_random_stream_and_nothing_else(name):
-    given = items(64)
+    batch = items(64)
     torch.manual_seed(1)
-    first, _ = AUGMENTATIONS[name](RAW, rng(5))(given)
+    first, _ = AUGMENTATIONS[name](RAW, rng(5))(batch)
     torch.manual_seed(2)
-    again, _ = AUGMENTATIONS[name](RAW, rng(5))(given)
-    other, _ = AUGMENTATIONS[name](RAW, rng(6))(given)
+    again, _ = AUGMENTATIONS[name](RAW, rng(5))(batch)
+    other, _ = AUGMENTATIONS[name](RAW, rng(6))(batch)
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (name == "none")
 
 
 def test_flip_mirrors_about_half_of_the_images():
-    given = items(400)
-    x, _ = clean(RAW)(given)
-    flipped, _ = AUGMENTATIONS["flip"](RAW, rng())(given)
+    batch = items(400)
+    x, _ = clean(RAW)(batch)
+    flipped, _ = AUGMENTATIONS["flip"](RAW, rng())(batch)
     mirrored = (flipped == x.flip(3)).flatten(1).all(1)
     assert torch.equal(flipped[~mirrored], x[~mirrored])
     assert 150 < mirrored.sum() < 250

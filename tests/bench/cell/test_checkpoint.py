@@ -1,4 +1,4 @@
-"""States on disk: what comes back is what was kept, or a sentence."""
+"""Checkpoints on disk: loading returns what was saved, or an error in a sentence."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def save(cell: Path, experiences: int, **notes: object) -> Path:
     return checkpoint.save(Checkpoint(TENSORS, NOTES | notes), cell, experiences)
 
 
-def test_what_was_kept_comes_back(tmp_path: Path) -> None:
-    found = checkpoint.load(save(tmp_path, 10))
-    assert found.notes == NOTES
-    assert found.tensors.keys() == TENSORS.keys()
-    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
+def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    loaded = checkpoint.load(save(tmp_path, 10))
+    assert loaded.notes == NOTES
+    assert loaded.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in TENSORS.items())
 
 
-def test_states_are_found_in_their_order_and_replaced_by_newer_ones(tmp_path: Path) -> None:
+def test_checkpoints_are_listed_in_their_order_and_replaced_by_newer_ones(tmp_path: Path) -> None:
     save(tmp_path, 10)
     save(tmp_path, 9, first=True)
     newer = save(tmp_path, 9)
@@ -51,7 +51,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_state_that_was_changed_is_never_taken_for_whole(damage, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_changed_is_refused(damage, tmp_path: Path) -> None:
     path = save(tmp_path, 3)
     content = path.read_bytes()
     assert damage(content) != content
@@ -77,15 +77,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
 
 
 UNWRITABLE = {
-    "an earlier state": lambda cell: save(cell, 3, newer=True),
-    "states of no use": lambda cell: checkpoint.prune(cell, ()),
-    "a damaged state": lambda cell: checkpoint.quarantine(checkpoint.list_checkpoints(cell)[3]),
-    "a draft": lambda cell: remove_partial_files(cell),
+    "an earlier checkpoint": lambda cell: save(cell, 3, newer=True),
+    "superfluous checkpoints": lambda cell: checkpoint.prune(cell, ()),
+    "a damaged checkpoint": lambda cell: checkpoint.quarantine(checkpoint.list_checkpoints(cell)[3]),
+    "a partial file": lambda cell: remove_partial_files(cell),
 }
 
 
 @pytest.mark.parametrize("change", UNWRITABLE.values(), ids=UNWRITABLE)
-def test_a_folder_that_has_become_read_only_is_told_in_a_sentence(
+def test_a_folder_that_has_become_read_only_is_reported_in_a_sentence(
     change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path, 3)
@@ -104,16 +104,16 @@ def test_a_folder_that_has_become_read_only_is_told_in_a_sentence(
 
 def test_a_results_folder_that_disappeared_is_not_made_again(tmp_path: Path) -> None:
     gone = tmp_path / "results"
-    with pytest.raises(StorageError, match="was the results folder taken away"):
+    with pytest.raises(StorageError, match="was the results folder removed"):
         save(gone / "cell", 1)
     assert not gone.exists()
 
 
-def test_drafts_of_writers_that_were_killed_are_swept_and_nothing_else(tmp_path: Path) -> None:
+def test_only_partial_files_of_writers_that_were_killed_are_removed(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     others = [path.with_name(name) for name in (".hidden", ".hidden.txt", "x.12", path.name + ".damaged")]
-    drafts = [path.with_name(f".{path.name}.123"), path.with_name(".record.json.4567")]
-    for other in itertools.chain(others, drafts):
+    partial = [path.with_name(f".{path.name}.123"), path.with_name(".record.json.4567")]
+    for other in itertools.chain(others, partial):
         other.write_text(json.dumps("half"))
     remove_partial_files(path.parent)
     assert sorted(path.parent.iterdir()) == sorted([path, *others])

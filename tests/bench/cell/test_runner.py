@@ -1,4 +1,4 @@
-"""What a method tells of itself, from its `diagnostics()` to the record."""
+"""From a running cell to its record: diagnostics, predictions, costs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from bench.cell import runner
-from bench.cell.measurements import ExperienceCost, Measurements
-from bench.probes.sizes import Size
-from bench.probes.training import Phases
-from bench.record import RECORD_NAME, Diagnostic, Record, read
+from bench import predictions
+from bench.benchmarks.splits import Split
+from bench.cell.measurements import Measurements, results_of
+from bench.cell.progress import ignore
+from bench.cell.runner import CellResult, predictions_of, run_cell
+from bench.predictions import Predictions
+from bench.record import Diagnostic, Record
+from methods.errors import UsageError
 from methods.joint import Joint
 from methods.ncm import Ncm
+from tests.bench.cell.conftest import CONTEXT, plan_cell
 
 MEANINGS = {
     "evaluations": "How often it was evaluated so far.",
@@ -24,57 +30,48 @@ MEANINGS = {
 
 
 @pytest.fixture
-def run(cli: Callable[..., Any], tmp_path: Path) -> Callable[[str], Record]:
-    """Run a method on three tasks and read its record."""
+def run(tmp_path: Path) -> Callable[..., CellResult]:
+    """Run a method on three tasks."""
 
-    def record_of(method: str) -> Record:
-        grid = ("--methods", method, "--scale", "smoke", "--seeds", "0", "--tasks", "3")
-        cli("run", *grid, "--weights", "random", "--set", "protocol.epochs=1")
-        (path,) = (tmp_path / "results").glob(f"{method}*/{RECORD_NAME}")
-        return read(path)
+    def result_of(method: str, **changes: Any) -> CellResult:
+        cell, inputs = plan_cell(method, tmp_path / "results", **changes)
+        return run_cell(cell, inputs.paths, CONTEXT, ignore)
 
-    return record_of
+    return result_of
+
+
+# ---- diagnostics -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
-    """Make a method count its evaluations and tell how many there were."""
+    """Make a method count its evaluations, and return their number as a diagnostic."""
 
     def install(method: type) -> None:
-        seen: list[None] = []
-        told = {"evaluations": lambda: float(len(seen)), "per_block": lambda: [len(seen) + 0.5, 0.25]}
-        monkeypatch.setattr(method, "after_eval", lambda self, strategy: seen.append(None))
-        monkeypatch.setattr(method, "diagnostics", lambda self: {name: tell() for name, tell in told.items()})
-        monkeypatch.setattr(method, "describes", MEANINGS)
+        evaluations: list[None] = []
+        diagnostics = {
+            "evaluations": lambda: float(len(evaluations)),
+            "per_block": lambda: [len(evaluations) + 0.5, 0.25],
+        }
+        monkeypatch.setattr(method, "after_eval", lambda self, strategy: evaluations.append(None))
+        monkeypatch.setattr(
+            method, "diagnostics", lambda self: {name: value() for name, value in diagnostics.items()}
+        )
+        monkeypatch.setattr(method, "diagnostic_help", MEANINGS)
 
     return install
 
 
-@pytest.fixture
-def record_after(monkeypatch: pytest.MonkeyPatch, run: Any) -> Callable[..., Record]:
-    """The record of a cell whose method told this after each of three tasks."""
-
-    def record_of(*told: dict[str, Any]) -> Record:
-        correct: list[list[int | None]] = [[1, None, None], [1, 1, None], [1, 1, 1]]
-        spent = ExperienceCost(1.0, Phases(0.5, 0.25, 8), None, 1.0, 1, Size(1, 4), Size(1, 4), 9)
-        outcome = Measurements(
-            "2025-01-31T12:00:00+00:00",
-            [2, 2, 2],
-            correct,
-            [spent] * 3,
-            diagnostics=[*told],
-            meanings=MEANINGS,
-        )
-        monkeypatch.setattr(runner, "learn", lambda *arguments: outcome)
-        found: Record = run("ncm")
-        return found
-
-    return record_of
+def diagnostics_of(*by_task: dict[str, Any]) -> dict[str, Diagnostic] | None:
+    """The diagnostics in the record of a cell whose method returned these after its tasks."""
+    measurements = Measurements("2025-01-31T12:00:00+00:00", diagnostics=[*by_task], diagnostic_help=MEANINGS)
+    diagnostics: dict[str, Diagnostic] | None = results_of(measurements)["diagnostics"]
+    return diagnostics
 
 
-def test_a_method_is_asked_after_each_evaluation(run: Any, count: Any) -> None:
+def test_diagnostics_are_read_after_each_evaluation(run: Any, count: Any) -> None:
     count(Ncm)
-    assert run("ncm").diagnostics == {
+    assert run("ncm").record.diagnostics == {
         "evaluations": Diagnostic(meaning=MEANINGS["evaluations"], values=[1.0, 2.0, 3.0]),
         "per_block": Diagnostic(
             meaning=MEANINGS["per_block"], values=[[1.5, 0.25], [2.5, 0.25], [3.5, 0.25]]
@@ -82,25 +79,30 @@ def test_a_method_is_asked_after_each_evaluation(run: Any, count: Any) -> None:
     }
 
 
-def test_a_method_is_asked_where_it_is_not_evaluated_too(run: Any, count: Any) -> None:
+def test_diagnostics_are_read_after_tasks_without_an_evaluation_too(run: Any, count: Any) -> None:
     count(Joint)
-    assert run("joint").diagnostics["evaluations"].values == [0.0, 0.0, 1.0]
+    assert run("joint").record.diagnostics["evaluations"].values == [0.0, 0.0, 1.0]
 
 
-def test_what_an_experience_lacks_is_null(record_after: Any) -> None:
-    found = record_after({"evaluations": None}, {"evaluations": 1.0, "per_block": [0.5]}, {}).diagnostics
-    assert found["evaluations"].values == [None, 1.0, None]
-    assert found["per_block"].values == [None, [0.5], None]
+def test_a_diagnostic_that_a_task_lacks_is_null() -> None:
+    diagnostics = diagnostics_of({"evaluations": None}, {"evaluations": 1.0, "per_block": [0.5]}, {})
+    assert diagnostics is not None
+    assert diagnostics["evaluations"].values == [None, 1.0, None]
+    assert diagnostics["per_block"].values == [None, [0.5], None]
 
 
-def test_a_table_grows_with_the_experiences(record_after: Any) -> None:
+def test_a_table_grows_with_the_tasks() -> None:
     last = [[0.75, 0.25], [0.0, 1.0], [0.5, 0.5]]
-    found = record_after({"choices": [[1.0]]}, {}, {"choices": last}).diagnostics
-    assert found == {"choices": Diagnostic(meaning=MEANINGS["choices"], values=[[[1.0]], None, last])}
+    values = [[[1.0]], None, last]
+    assert diagnostics_of({"choices": [[1.0]]}, {}, {"choices": last}) == {
+        "choices": Diagnostic(meaning=MEANINGS["choices"], values=values)
+    }
 
 
-def test_nothing_to_tell_is_null(record_after: Any) -> None:
-    record = record_after({}, {}, {})
+def test_a_method_without_diagnostics_has_null(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert diagnostics_of({}, {}, {}) is None
+    monkeypatch.setattr(Ncm, "diagnostics", lambda self: {})
+    record = run("ncm").record
     assert record.done
     assert record.diagnostics is None
 
@@ -111,18 +113,136 @@ WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
     "two kinds": ([{}, {"per_block": 1.0}, {"per_block": [1.0]}], "several kinds: a list of 1, a number"),
     "ragged": (
         [{}, {"choices": [[1.0], [0.5, 0.5]]}, {}],
-        "different lengths: 1, 2); return a finite number, a list with one for each block, a table with",
+        "the lines of the table have different lengths: 1, 2",
     ),
     "not tested yet": ([{"choices": [[1.0], [1.0]]}, {}, {}], "legal: at most 1"),
     "unexplained": ([{}, {}, {"fwt": 1.0}], "returns 'fwt', which its `diagnostic_help` does not explain"),
 }
 
 
-@pytest.mark.parametrize(("told", "complaint"), WRONG.values(), ids=WRONG.keys())
-def test_what_cannot_be_recorded_is_the_fault_of_the_cell(
-    told: list[dict[str, Any]], complaint: str, record_after: Any
+@pytest.mark.parametrize(("by_task", "complaint"), WRONG.values(), ids=WRONG.keys())
+def test_diagnostics_that_cannot_be_recorded_are_refused(
+    by_task: list[dict[str, Any]], complaint: str
 ) -> None:
-    record = record_after(*told)
-    assert record.status == "failed"
-    assert complaint in record.reason
-    assert record.diagnostics is None
+    with pytest.raises(UsageError) as caught:
+        diagnostics_of(*by_task)
+    assert complaint in str(caught.value)
+
+
+def test_the_complaint_says_what_a_method_may_return() -> None:
+    with pytest.raises(UsageError, match="return a finite number, a list with one number per block, a table"):
+        diagnostics_of({"choices": "many"})
+
+
+def test_a_method_whose_diagnostics_cannot_be_recorded_makes_its_cell_fail(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ncm, "diagnostics", lambda self: {"per_block": [1.0, NAN]})
+    monkeypatch.setattr(Ncm, "diagnostic_help", MEANINGS)
+    result = run("ncm")
+    assert result.record.status == "failed"
+    assert "returns 'per_block' in a form that cannot" in result.record.reason
+    assert result.record.diagnostics is None
+    assert result.predictions is None
+    assert "UsageError" in result.traceback
+
+
+# ---- predictions -------------------------------------------------------------------------------------
+
+
+def predictions_in(result: CellResult, folder: Path) -> Predictions:
+    """The predictions of a result, written to disk and read as those of a stored record."""
+    entry = result.record.predictions
+    assert entry is not None
+    assert result.predictions is not None
+    folder.mkdir(exist_ok=True)
+    (folder / entry.file).write_bytes(result.predictions)
+    return predictions.read(entry, folder)
+
+
+def correct_by_task(read: Predictions, record: Record) -> list[list[int | None]]:
+    """`Record.correct`, computed from the predictions alone."""
+    assert record.class_order is not None
+    sizes = record.config["task_sizes"]
+    task_of = {
+        c: task
+        for task, size in enumerate(sizes)
+        for c in record.class_order[sum(sizes[:task]) : sum(sizes[:task]) + size]
+    }
+    tasks = np.array([task_of[c] for c in read.true.tolist()])
+    return [
+        [
+            None if read.not_evaluated in row[tasks == task] else int((row == read.true)[tasks == task].sum())
+            for task in range(record.tasks)
+        ]
+        for row in read.predicted
+    ]
+
+
+@pytest.mark.parametrize("method", ["ncm", "finetune", "joint"])
+def test_predictions_agree_with_the_counts_of_the_record(method: str, run: Any, tmp_path: Path) -> None:
+    result = run(method)
+    read = predictions_in(result, tmp_path / "cell")
+    assert correct_by_task(read, result.record) == result.record.correct
+    assert len(read.true) == sum(result.record.counts)
+
+
+def test_rows_and_classes_of_predictions_are_those_of_the_data_set(run: Any, tmp_path: Path) -> None:
+    cell, inputs = plan_cell("ncm", tmp_path / "results")
+    read = predictions_in(run("ncm"), tmp_path / "cell")
+    test = inputs.dataset(cell).test
+    assert read.rows.tolist() == sorted(set(read.rows.tolist()))
+    assert read.rows.dtype == np.int32
+    assert read.true.tolist() == test.labels[read.rows].tolist()
+    evaluated = read.predicted[read.predicted != read.not_evaluated]
+    assert set(evaluated.tolist()) <= set(range(10))
+
+
+def test_on_validation_rows_are_those_of_the_training_images(run: Any, tmp_path: Path) -> None:
+    cell, inputs = plan_cell("ncm", tmp_path / "results", eval_on="validation")
+    read = predictions_in(run("ncm", eval_on="validation"), tmp_path / "cell")
+    assert read.true.tolist() == inputs.dataset(cell).train.labels[read.rows].tolist()
+
+
+def test_classes_that_are_not_learnt_yet_are_marked_and_never_predicted(run: Any, tmp_path: Path) -> None:
+    result = run("ncm")
+    read, order = predictions_in(result, tmp_path / "cell"), result.record.class_order
+    ends = np.cumsum(result.record.config["task_sizes"]).tolist()
+    for row, end in zip(read.predicted, ends, strict=True):
+        learnt = np.isin(read.true, order[:end])
+        assert set(row[~learnt].tolist()) <= {read.not_evaluated}
+        assert set(row[learnt].tolist()) <= set(order[:end])
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(10, np.uint16), (65_535, np.uint16), (65_536, np.int32)])
+def test_the_type_of_predictions_holds_every_class_and_the_mark(classes: int, dtype: type) -> None:
+    """Two tasks; the class order is reversed, so that the last class of the data set is learnt first."""
+    split = Split(
+        class_order=tuple(reversed(range(classes))),
+        task_sizes=(1, classes - 1),
+        train_rows=np.arange(0),
+        test_rows=np.array([4, 7]),
+        test_source="test",
+        sha256="",
+    )
+    labels = np.array([0, classes - 1])
+    after = {0: torch.tensor([0]), 1: torch.tensor([classes - 1, 0])}
+    arrays = predictions_of(after, split, labels)
+    assert (arrays.predicted.dtype, arrays.true.dtype, arrays.rows.dtype) == (dtype, dtype, np.int32)
+    assert arrays.rows.tolist() == [4, 7]
+    assert arrays.true.tolist() == [classes - 1, 0]
+    assert arrays.predicted.tolist() == [[classes - 1, np.iinfo(dtype).max], [0, classes - 1]]
+    assert arrays.not_evaluated >= classes
+
+
+# ---- costs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["finetune", "joint"])
+def test_each_task_has_one_entry_of_costs(method: str, run: Any) -> None:
+    cost = run(method).record.cost
+    assert len(cost.experiences) == 3
+    evaluated = [entry.eval_seconds is not None for entry in cost.experiences]
+    assert evaluated == [method == "finetune"] * 2 + [True]
+    assert all(entry.deployed > 0 and entry.flops > 0 for entry in cost.experiences)
+    assert cost.plain_flops > 0

@@ -55,34 +55,34 @@ def test_cosine_starts_full_and_ends_at_zero():
 
 
 def test_codas_schedule_with_its_off_by_one():
-    """Specification 0.7: with 20 epochs the shares are 1, 1, 0.9967, 0.9866, ..., 0.0974."""
-    shares = [coda_cosine(epoch * 5 + 3, 5, 20) for epoch in range(20)]
-    assert shares[:4] == pytest.approx([1.0, 1.0, 0.9967, 0.9866], abs=1e-4)
-    assert shares[-1] == pytest.approx(0.0974, abs=1e-4)
+    """Specification 0.7: with 20 epochs the factors are 1, 1, 0.9967, 0.9866, ..., 0.0974."""
+    factors = [coda_cosine(epoch * 5 + 3, 5, 20) for epoch in range(20)]
+    assert factors[:4] == pytest.approx([1.0, 1.0, 0.9967, 0.9866], abs=1e-4)
+    assert factors[-1] == pytest.approx(0.0974, abs=1e-4)
     assert coda_cosine(49 * 7, 7, 50) == pytest.approx(0.0474, abs=1e-4)
     assert coda_cosine(3, 5, 1) == 1.0
 
 
 class Rates(FiniteLoss):
-    """Writes down the learning rate of every step."""
+    """Records the learning rate of every step."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[float] = []
+        self.rates: list[float] = []
 
     def before_update(self, strategy, *args, **kwargs):
-        self.seen.append(strategy.optimizer.param_groups[0]["lr"])
+        self.rates.append(strategy.optimizer.param_groups[0]["lr"])
 
 
 def test_every_experience_starts_again_at_the_methods_own_rate():
-    rates = Rates()
+    recorder = Rates()
     train_x, train_y = arrays(per_class=8)
-    strategy = make("fp32", Schedule(SCHEDULES["cosine"]), rates)
+    strategy = make("fp32", Schedule(SCHEDULES["cosine"]), recorder)
     for experience in experiences(train_x, train_y, (2, 2, 2)):
         strategy.train(experience)
     steps = 2 * math.ceil(16 / 8)
     expected = [5e-3 * cosine(step, steps // 2, 2) for step in range(steps)]
-    assert rates.seen == pytest.approx(expected * 3)
+    assert recorder.rates == pytest.approx(expected * 3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -91,13 +91,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(bad):
     strategy._criterion = lambda logits, _: logits[torch.isfinite(logits)].sum() * 0 + bad
     train_x, train_y = arrays(per_class=4)
     first = experiences(train_x, train_y, (2, 2, 2))[0]
-    with pytest.raises(DivergedError, match=f"became {bad} in experience 1, epoch 1, step 1"):
+    with pytest.raises(DivergedError, match=f"became {bad} in task 1, epoch 1, step 1"):
         strategy.train(first)
     assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
 
 
-def test_bf16_is_used_for_the_pass_and_logits_come_back_in_fp32():
-    seen = []
+def test_bf16_is_used_for_the_pass_and_logits_are_in_fp32():
+    dtypes = []
 
     class Peek(nn.Module):
         def __init__(self) -> None:
@@ -105,14 +105,14 @@ def test_bf16_is_used_for_the_pass_and_logits_come_back_in_fp32():
             self.inner = nn.Linear(4, 2)
 
         def forward(self, x):
-            seen.append(self.inner(x).dtype)
+            dtypes.append(self.inner(x).dtype)
             return self.inner(x)
 
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         strategy = make(precision)
         strategy.model, strategy.mbatch = Peek(), [torch.randn(3, 4), torch.zeros(3)]
         assert strategy.forward().dtype == torch.float32
-        assert seen[-1] == dtype
+        assert dtypes[-1] == dtype
 
 
 def test_weights_stay_in_fp32_under_bf16():
@@ -136,13 +136,13 @@ def test_one_evaluation_pass_predicts_all_images_of_the_seen_classes():
     assert len(strategy.predictions()[0]) == 2 * 5
 
 
-def test_progress_is_told_in_order():
-    ticks = []
-    strategy = make("fp32", ProgressReporter(ticks.append, experiences=3, every=0.0))
+def test_progress_is_reported_in_order():
+    updates = []
+    strategy = make("fp32", ProgressReporter(updates.append, experiences=3, every=0.0))
     x, y = arrays(per_class=8)
     strategy.train(experiences(x, y, (2, 2, 2))[0])
-    assert ticks[0].epoch == 0
-    steps = ticks[1:]
-    assert [t.epoch for t in steps] == [1, 1, 2, 2]
-    assert [t.share for t in steps] == [0.25, 0.5, 0.75, 1.0]
-    assert all(t.loss > 0 and t.images_per_second > 0 for t in steps)
+    assert updates[0].epoch == 0
+    steps = updates[1:]
+    assert [update.epoch for update in steps] == [1, 1, 2, 2]
+    assert [update.share for update in steps] == [0.25, 0.5, 0.75, 1.0]
+    assert all(update.loss > 0 and update.images_per_second > 0 for update in steps)

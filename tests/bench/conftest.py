@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def arrays(per_class: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = synthetic(per_class)
     pixels = ((x.clamp(-3, 3) + 3) / 6 * 255).byte().permute(0, 2, 3, 1)
     return pixels.numpy(), y.numpy()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No host name can be resolved."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -84,16 +83,6 @@ def test_a_mistake_is_answered_in_a_sentence_and_nothing_is_written(
     assert words in err
     assert "Traceback" not in err + out
     assert not (tmp_path / "results").exists()
-
-
-def refuse(*args, **kwargs):
-    raise OSError("no network in tests")
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """No host name can be resolved."""
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_weights_of_another_architecture_are_refused(cli, tmp_path):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 
-from bench.cell.backbone import MICRO_NAME
-from bench.grid.plan import plan
-from bench.spec import Cell, settings_from
+from bench.cell.inputs import Inputs
+from bench.grid.plan import resolve_device
+from bench.spec import Cell
+from methods.errors import UsageError
+from tests.bench.grid.conftest import cells
+
+Rows = Callable[..., dict[str, Cell]]
 
 
-def cells(*methods: str, **values) -> dict[str, Cell]:
-    """The cells of one seed on digits, by the label of their row."""
-    given = {"methods": methods, "benchmarks": ["digits"], "seeds": [0], "backbone": MICRO_NAME, **values}
-    return {p.cell.method.label: p.cell for p in plan(settings_from(given), skip_missing=False)}
+@pytest.fixture
+def rows_of(inputs: Inputs) -> Rows:
+    """The cells of one seed, by the label of their row."""
+    return lambda *methods, **values: {
+        planned.cell.method.label: planned.cell for planned in cells(inputs, *methods, **values)
+    }
 
 
-def test_an_ablation_is_one_grid_with_a_row_for_each_variant():
-    rows = cells("duallora", "duallora:gate=none", "duallora:calibration=none+rank=8")
+def test_an_ablation_is_one_grid_with_a_row_for_each_variant(rows_of: Rows) -> None:
+    rows = rows_of("duallora", "duallora:gate=none", "duallora:calibration=none+rank=8")
     assert list(rows) == ["duallora", "duallora:gate=none", "duallora:calibration=none+rank=8"]
     options = [cell.method.options for cell in rows.values()]
     assert [o["gate"] == "none" for o in options] == [False, True, False]
@@ -24,46 +33,43 @@ def test_an_ablation_is_one_grid_with_a_row_for_each_variant():
     assert len({cell.id for cell in rows.values()}) == 3
 
 
-def test_under_the_papers_protocol_a_row_has_its_published_settings_and_its_plain_name():
-    common, paper = cells("inflora")["inflora"], cells("inflora", protocol="paper")["inflora"]
+def test_under_the_papers_protocol_a_row_has_its_published_settings_and_its_plain_name(
+    rows_of: Rows,
+) -> None:
+    common, paper = rows_of("inflora")["inflora"], rows_of("inflora", protocol="paper")["inflora"]
     assert paper.method.options["lr"] == 5e-4 != common.method.options["lr"]
     assert (paper.protocol.batch_size, paper.protocol.schedule) == (128, "coda")
     assert paper.id != common.id
 
 
 @pytest.mark.parametrize(("lr", "label"), [(0.01, "inflora:lr=0.01"), (5e-4, "inflora")])
-def test_an_option_of_the_command_wins_over_the_recipe(lr, label):
-    rows = cells(f"inflora:lr={lr}", protocol="paper")
+def test_an_option_of_the_command_wins_over_the_recipe(lr: float, label: str, rows_of: Rows) -> None:
+    rows = rows_of(f"inflora:lr={lr}", protocol="paper")
     assert rows[label].method.options["lr"] == lr
 
 
-def test_imagenet_r_has_a_threshold_of_its_own_in_infloras_recipe():
-    given = {
-        "methods": ["inflora"],
-        "benchmarks": ["imagenet-r", "cifar100"],
-        "protocol": "paper",
-        "seeds": [0],
-    }
-    found = [p.cell.method.options["lamb"] for p in plan(settings_from(given), skip_missing=True)]
-    assert found == [0.98, 0.95]
+def test_imagenet_r_has_another_threshold_in_infloras_recipe(inputs: Inputs, no_network: None) -> None:
+    benchmarks = ["imagenet-r", "cifar100"]
+    planned = cells(inputs, "inflora", benchmarks=benchmarks, protocol="paper", skip_missing=True)
+    assert [item.cell.method.options["lamb"] for item in planned] == [0.98, 0.95]
 
 
 PROMPTS = ("l2p", "dualprompt", "coda-prompt")
 
 
-def test_options_that_are_lists_make_no_other_row_unless_they_are_set():
-    assert list(cells(*PROMPTS)) == list(PROMPTS)
-    (label,) = cells("coda-prompt:blocks=[0]")
+def test_options_that_are_lists_make_no_other_row_unless_they_are_set(rows_of: Rows) -> None:
+    assert list(rows_of(*PROMPTS)) == list(PROMPTS)
+    (label,) = rows_of("coda-prompt:blocks=[0]")
     assert label == "coda-prompt:blocks=[0]"
 
 
-def test_the_prompt_methods_run_by_their_papers_recipes():
-    rows = cells(*PROMPTS, protocol="paper", backbone=None, weights="random", image_size=32)
-    found = {
+def test_the_prompt_methods_run_by_their_papers_recipes(rows_of: Rows, no_network: None) -> None:
+    rows = rows_of(*PROMPTS, protocol="paper", backbone=None, skip_missing=True)
+    recipes = {
         name: (c.protocol.backbone.partition(".")[2], c.protocol.batch_size, c.protocol.schedule)
         for name, c in rows.items()
     }
-    assert found == {
+    assert recipes == {
         "l2p": ("orig_in21k", 128, "constant"),
         "dualprompt": ("orig_in21k", 192, "constant"),
         "coda-prompt": ("augreg_in21k_ft_in1k", 128, "coda"),
@@ -75,3 +81,19 @@ def test_the_prompt_methods_run_by_their_papers_recipes():
         "coda-prompt": "crop-flip",
     }
     assert rows["dualprompt"].method.options["lr"] == pytest.approx(0.0225)
+
+
+def test_a_cluster_may_have_gpus_where_this_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("cuda", remote=True) == "cuda"
+    assert resolve_device("auto", remote=True) == "cpu"
+    assert resolve_device("cpu", remote=False) == "cpu"
+    with pytest.raises(UsageError, match="sees no CUDA device"):
+        resolve_device("cuda", remote=False)
+
+
+def test_a_gpu_of_this_machine_is_used_unless_the_cpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto", remote=False) == "cuda"
+    assert resolve_device("cuda", remote=False) == "cuda"
+    assert resolve_device("cpu", remote=False) == "cpu"

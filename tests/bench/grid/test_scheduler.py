@@ -35,7 +35,7 @@ from tests.bench.test_record import COST, LATENCY, content
 CONTEXT = RunContext("python -m bench run", "processes", 2, 1)
 TIME = "2025-01-31T12:00:00+00:00"
 #: For the manifests of records that the tests write themselves.
-INPUTS = Inputs(Paths((), None, Path("not-used")))
+INPUTS = Inputs(Paths((Path("not-used"),), None, Path("not-used")))
 
 #: How a cell ends.
 Outcome = Callable[[Cell], CellFinished]

@@ -1,12 +1,12 @@
-"""What signals mean, and that they are put back."""
+"""What signals do within each kind of block, and that their handlers are restored."""
 
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
-from bench.grid import stopping
 from bench.grid.stopping import SIGNALS, interrupt_on_signals, stop_on_signals
 
 HANDLED = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -22,14 +22,14 @@ def _default_handlers():
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that stopping sees; change its only entry."""
+    """The time as `bench.grid.stopping` reads it: the only entry, which a test changes."""
     now = [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
 @pytest.mark.parametrize("number", HANDLED)
-def test_a_signal_is_written_down_and_breaks_into_nothing(number: signal.Signals) -> None:
+def test_a_signal_requests_a_stop_and_interrupts_nothing(number: signal.Signals) -> None:
     assert number in SIGNALS
     with stop_on_signals() as stop:
         assert not stop.requested
@@ -39,7 +39,7 @@ def test_a_signal_is_written_down_and_breaks_into_nothing(number: signal.Signals
     assert signal.getsignal(number) is signal.default_int_handler
 
 
-def test_twice_means_at_once_but_two_senders_of_one_signal_are_one(clock: list[float]) -> None:
+def test_twice_means_at_once_but_two_signals_within_a_second_are_one(clock: list[float]) -> None:
     with stop_on_signals() as stop:
         signal.raise_signal(signal.SIGTERM)
         clock[0] += 0.5

@@ -149,11 +149,11 @@ class Method(Plugin, Generic[H]):
 
     # ---- Avalanche's callbacks ---------------------------------------------------------------
 
-    def before_training(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training(self, strategy: StrategyLike, **kwargs: object) -> None:
         if self.model is not strategy.model:
             self.attach(strategy.model)
 
-    def before_training_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         assert self.model is not None
         self.check(self.hyper, len(strategy.experience.origin_stream))
         self.current = tuple(sorted(strategy.experience.classes_in_this_experience))
@@ -162,10 +162,10 @@ class Method(Plugin, Generic[H]):
         self.begin(strategy)
         reset_optimizer(strategy.optimizer, trainable(self.model))
 
-    def after_forward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
         strategy.mb_output = mask_logits(strategy.mb_output, self.current)
 
-    def after_training_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         assert self.model is not None
         self.end(strategy)
         self._freeze(len(self.model.head.tasks) - 1)

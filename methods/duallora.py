@@ -309,10 +309,10 @@ class DualLora(SubspaceLora[DualLoraHyper]):
 
     # ---- diagnostics of an evaluation --------------------------------------------------------
 
-    def before_eval(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_eval(self, strategy: StrategyLike, **kwargs: object) -> None:
         self.evaluated = defaultdict(list)
 
-    def after_eval_forward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_eval_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
         if self.context.learning:
             return
         head = strategy.model.head

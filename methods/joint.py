@@ -26,7 +26,7 @@ class Joint(Finetune):
         super().__init__(head_init=head_init, **options)
         self.images: list[ImageData] = []
 
-    def after_train_dataset_adaptation(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_train_dataset_adaptation(self, strategy: StrategyLike, **kwargs: object) -> None:
         self.images.append(strategy.adapted_dataset)
         if is_last(strategy.experience):
             strategy.adapted_dataset = concat_datasets(self.images)
@@ -34,7 +34,7 @@ class Joint(Finetune):
     def begin(self, strategy: StrategyLike) -> None:
         self.current = tuple(strategy.model.head.columns.tolist())
 
-    def before_training_epoch(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training_epoch(self, strategy: StrategyLike, **kwargs: object) -> None:
         if not is_last(strategy.experience):
             strategy.stop_training()
 

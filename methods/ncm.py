@@ -47,7 +47,7 @@ class Ncm(Method[NcmHyper]):
         head.weight.copy_(weight)
         head.bias.copy_(bias)
 
-    def before_training_epoch(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training_epoch(self, strategy: StrategyLike, **kwargs: object) -> None:
         strategy.stop_training()
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -94,17 +94,17 @@ class PromptMethod(Method[H]):
         self.prompter = self.make_prompter(model)
         self.prompter.attach_to(model)
 
-    def before_training_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         self.evaluated = []
-        super().before_training_exp(strategy, *args, **kwargs)
+        super().before_training_exp(strategy, **kwargs)
 
-    def before_backward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_backward(self, strategy: StrategyLike, **kwargs: object) -> None:
         strategy.loss = strategy.loss + self.prompter.penalty()
 
-    def before_eval(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_eval(self, strategy: StrategyLike, **kwargs: object) -> None:
         self.evaluated = []
 
-    def after_eval_iteration(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_eval_iteration(self, strategy: StrategyLike, **kwargs: object) -> None:
         # Labels are read for these statistics only; the logits exist already.
         experience = strategy.model.head.experience_of[strategy.mb_y]
         self.evaluated.append((experience, self.prompter.prompt_weights()))
@@ -143,7 +143,7 @@ P = TypeVar("P", bound=PoolHyper)
 class PoolMethod(PromptMethod[P]):
     """Base of L2P and DualPrompt: the gradient is clipped before each step."""
 
-    def before_update(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_update(self, strategy: StrategyLike, **kwargs: object) -> None:
         clip_gradients(strategy.optimizer, self.hyper.clip)
 
 

@@ -48,8 +48,9 @@ class ImageData(Protocol):
 class StrategyLike(Protocol):
     """The attributes of an Avalanche strategy that methods use.
 
-    Those of a batch (`mb_x`, `mb_y`, `mb_output`, `loss`) exist inside the callbacks of a training or
-    evaluation iteration only. Avalanche itself declares `model` as any module; methods need a timm ViT, and
+    Avalanche declares `experience` and `adapted_dataset` as optional, because they are None outside `train`
+    and `eval`; in callbacks they are set. Those of a batch (`mb_x`, `mb_y`, `mb_output`, `loss`) exist in the
+    callbacks of an iteration only. `model` may be any module there; methods need a timm ViT, and
     `Method.attach` refuses other models.
     """
 
@@ -102,84 +103,82 @@ class Plugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche has no types 
     `train` calls them in the order below, `eval` those of the second part.
     """
 
-    def before_training(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before the first of the experiences that `train` was called with."""
 
-    def before_train_dataset_adaptation(
-        self, strategy: StrategyLike, *args: object, **kwargs: object
-    ) -> None:
+    def before_train_dataset_adaptation(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before `adapted_dataset` is set."""
 
-    def after_train_dataset_adaptation(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_train_dataset_adaptation(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After `adapted_dataset` is set, before data loaders are made of it."""
 
-    def before_training_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before the first epoch of an experience; data, model and optimiser exist."""
 
-    def before_training_epoch(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training_epoch(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before each pass over the training images."""
 
-    def before_training_iteration(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_training_iteration(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before each step; the batch is loaded."""
 
-    def before_forward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before the forward pass of a step."""
 
-    def after_forward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the forward pass, before the loss is computed from `mb_output`."""
 
-    def before_backward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_backward(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After `loss` is computed, before its gradients are."""
 
-    def after_backward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_backward(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the gradients are computed."""
 
-    def before_update(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_update(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before the optimiser's step."""
 
-    def after_update(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_update(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the optimiser's step."""
 
-    def after_training_iteration(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_training_iteration(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After each step."""
 
-    def after_training_epoch(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_training_epoch(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After each pass over the training images."""
 
-    def after_training_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the last epoch of an experience."""
 
-    def after_training(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_training(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the last of the experiences that `train` was called with."""
 
     # ---- evaluation --------------------------------------------------------------------------
 
-    def before_eval(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_eval(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before the first of the experiences that `eval` was called with."""
 
-    def before_eval_dataset_adaptation(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_eval_dataset_adaptation(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before `adapted_dataset` is set."""
 
-    def after_eval_dataset_adaptation(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_eval_dataset_adaptation(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After `adapted_dataset` is set."""
 
-    def before_eval_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_eval_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before the evaluation of an experience."""
 
-    def before_eval_iteration(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_eval_iteration(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before each batch."""
 
-    def before_eval_forward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_eval_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
         """Before the forward pass of a batch."""
 
-    def after_eval_forward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_eval_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the forward pass of a batch; `mb_output` is there."""
 
-    def after_eval_iteration(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_eval_iteration(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After each batch."""
 
-    def after_eval_exp(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_eval_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the evaluation of an experience."""
 
-    def after_eval(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def after_eval(self, strategy: StrategyLike, **kwargs: object) -> None:
         """After the last of the experiences that `eval` was called with."""

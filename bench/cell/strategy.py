@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bench.cell.batches import Batch, Item
 from bench.cell.progress import Observer, ProgressUpdate
+from methods.strategy import Plugin
 
 Collate = Callable[[Sequence[Item]], Batch]
 #: (step, steps per epoch, epochs) -> what the learning rate is multiplied by.
@@ -118,7 +118,7 @@ def constant(step: int, steps_per_epoch: int, epochs: int) -> float:
 SCHEDULES: dict[str, LrFactor] = {"cosine": cosine, "coda": coda_cosine, "constant": constant}
 
 
-class Schedule(SupervisedPlugin):  # type: ignore[misc]
+class Schedule(Plugin):
     """Sets the learning rate before each step: the rate at the start of the experience times a factor."""
 
     def __init__(self, factor: LrFactor) -> None:
@@ -141,7 +141,7 @@ class DivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
-class FiniteLoss(SupervisedPlugin):  # type: ignore[misc]
+class FiniteLoss(Plugin):
     """Stops a run whose loss is no longer finite, before the step that would make the weights useless."""
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -155,7 +155,7 @@ class FiniteLoss(SupervisedPlugin):  # type: ignore[misc]
             )
 
 
-class PredictionCollector(SupervisedPlugin):  # type: ignore[misc]
+class PredictionCollector(Plugin):
     """Collects the predicted and true labels of an evaluation."""
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ class PredictionCollector(SupervisedPlugin):  # type: ignore[misc]
         self.true.append(strategy.mb_y.cpu())
 
 
-class ProgressReporter(SupervisedPlugin):  # type: ignore[misc]
+class ProgressReporter(Plugin):
     """Reports the progress of training to an observer.
 
     Args:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
+
+from methods.strategy import Plugin
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Phases:
     images: int
 
 
-class PhaseTimer(SupervisedPlugin):  # type: ignore[misc]
+class PhaseTimer(Plugin):
     """Records when an experience begins and ends at its position in the list of plugins, and counts images.
 
     With one timer directly before a method and one directly after it, the differences are the method's time.

@@ -24,7 +24,6 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from avalanche.training.plugins import SupervisedPlugin
 from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from bench.probes.training import PhaseTimer, phases_of
 from bench.spec import MAX_IMAGE_SIZE, Choice, Frozen, parse_choice, sentence
 from methods.errors import UsageError, unknown
 from methods.registry import METHODS
+from methods.strategy import Plugin
 from reports.text import DASH, number
 from scripts.common import MEAN, STD, Rounds, assemble, in_turns, random_images, ratios, seconds
 
@@ -103,7 +103,7 @@ class MidstError(Exception):
     """Thrown out of an experience to stop before its first step."""
 
 
-class StopAtStep(SupervisedPlugin):  # type: ignore[misc]
+class StopAtStep(Plugin):
     """Leaves an experience before its first step."""
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -184,7 +184,7 @@ class Typed(Method[PenaltyHyper]):
 
     Hyper = PenaltyHyper
 
-    def before_backward(self, strategy: StrategyLike, *args: object, **kwargs: object) -> None:
+    def before_backward(self, strategy: StrategyLike, **kwargs: object) -> None:
         strategy.loss = strategy.loss + self.hyper.strength * penalty(strategy.model)
 
 

@@ -18,7 +18,7 @@ from methods.errors import UsageError
 from reports.ranking import Run
 from reports.stats import estimate
 from reports.text import slug
-from reports.values import Value, final_accuracy, scaled
+from reports.values import Value, final_accuracy, metric_value
 
 #: Name of a condition -> its value as text; None where a cell ended before the value was known.
 Facts = dict[str, str | None]
@@ -55,7 +55,7 @@ class Row:
     @cached_property
     def is_reference(self) -> bool:
         """Whether it was evaluated after the last task only, as a method that trains on all tasks at once."""
-        return bool(self.done) and all(scaled(record, "learning_accuracy") is None for record in self.done)
+        return bool(self.done) and set(self.values(metric_value("learning_accuracy"))) == {None}
 
     @property
     def is_ranked(self) -> bool:
@@ -67,11 +67,28 @@ class Row:
         """Whether the backbone of any of its cells was pre-trained on the benchmark's images."""
         return any(text.startswith(CONTAMINATED) for r in self.records for text in r.manifest.warnings)
 
+    def values(self, value: Value) -> list[float | None]:
+        """The value of each finished cell; computed once, because several tables show the same value."""
+        if value not in self._computed:
+            self._computed[value] = [value(record) for record in self.done]
+        return self._computed[value]
+
+    @cached_property
+    def _computed(self) -> dict[Value, list[float | None]]:
+        return {}
+
     def by_run(self, value: Value) -> dict[Run, float]:
-        """The value of each finished cell; empty if one of them does not have it."""
-        values = {(record.seed, tuple(record.class_order or ())): value(record) for record in self.done}
-        known = {run: number for run, number in values.items() if number is not None}
-        return known if len(known) == len(values) else {}
+        """The value of each finished cell by its run; empty if one of them does not have it."""
+        known = {
+            run: number
+            for run, number in zip(self._runs, self.values(value), strict=True)
+            if number is not None
+        }
+        return known if len(known) == len(self._runs) else {}
+
+    @cached_property
+    def _runs(self) -> list[Run]:
+        return [(record.seed, tuple(record.class_order or ())) for record in self.done]
 
     def metric(self, name: str) -> list[float | None]:
         """A metric of each finished cell, as a fraction."""
@@ -261,5 +278,5 @@ def _row(method: str, difference: str, records: Sequence[Record]) -> Row:
 
 
 def _rank(row: Row) -> tuple[bool, float, str]:
-    accuracy = estimate(map(final_accuracy, row.done))
+    accuracy = estimate(row.values(final_accuracy))
     return (not row.is_reference, -accuracy.mean if accuracy else 1.0, row.method)

@@ -240,7 +240,7 @@ def _theirs(published: Number, conditions: PublishedConditions) -> str:
 def _ours(row: Row, published: Number) -> str:
     if published.metric is None:
         return DASH
-    return with_interval(estimate(map(metric_value(published.metric), row.done)), 2)
+    return with_interval(estimate(row.values(metric_value(published.metric))), 2)
 
 
 # ---- differences in conditions -----------------------------------------------------------------

@@ -135,7 +135,7 @@ def measured(group: Group, columns: Iterable[Column]) -> list[Column]:
 
 def mean_column(title: str, value: Value, digits: int) -> Column:
     """A column of means over seeds, with their intervals."""
-    return Column(title, lambda row: mean_with_interval(estimate(map(value, row.done)), digits))
+    return Column(title, lambda row: mean_with_interval(estimate(row.values(value)), digits))
 
 
 def mean_with_interval(mean: Estimate | None, digits: int) -> str:
@@ -179,7 +179,11 @@ def compared(group: Group) -> list[Quantity]:
         *map(_memory_quantity, MEMORY),
         Quantity("trainable parameters, last task", at_task("trainable", "last"), 0, "lower"),
     ]
-    return [*metrics, *(q for q in costs if any(q.value(record) is not None for record in group.done))]
+    return [*metrics, *(quantity for quantity in costs if _is_measured(group, quantity))]
+
+
+def _is_measured(group: Group, quantity: Quantity) -> bool:
+    return any(value is not None for row in group.rows for value in row.values(quantity.value))
 
 
 def leaders_of(group: Group, quantity: Quantity) -> Leaders:

@@ -1,11 +1,13 @@
 """Numbers of one finished cell, in the units that reports show; None where a cell does not have the number.
 
-A column of a table is one of these functions, averaged over the seeds of a method.
+A column of a table is one of these functions, averaged over the seeds of a method. Those that take arguments
+give the same function for the same arguments, so that `reports.groups.Row` can keep what it has computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Literal
 
 from bench.costs import Cost, Latency, Peak
@@ -38,14 +40,14 @@ def scaled(record: Record, metric: str) -> float | None:
     return None if value is None else 100 * value
 
 
+@cache
 def metric_value(name: str) -> Value:
     """A metric by its name, as `scaled` gives it."""
     return lambda record: scaled(record, name)
 
 
-def final_accuracy(record: Record) -> float | None:
-    """The final accuracy in percent; methods are ranked by it."""
-    return scaled(record, "accuracy")
+#: The final accuracy in percent; methods are ranked by it.
+final_accuracy = metric_value("accuracy")
 
 
 # ---- training and sizes ------------------------------------------------------------------------
@@ -56,11 +58,13 @@ def cost_of(record: Record) -> Cost:
     return record.cost or Cost()
 
 
+@cache
 def total(field: str) -> Value:
     """A field of `bench.costs.ExperienceCost`, summed over the tasks."""
     return lambda record: cost_of(record).total(field)
 
 
+@cache
 def per_task(field: str) -> Value:
     """A field of `bench.costs.ExperienceCost`, averaged over the tasks."""
 
@@ -71,6 +75,7 @@ def per_task(field: str) -> Value:
     return mean
 
 
+@cache
 def at_task(field: str, end: End, unit: float = 1) -> Value:
     """A field of `bench.costs.ExperienceCost` at the first or the last task, in multiples of `unit`."""
 
@@ -120,6 +125,7 @@ def last_latency(record: Record, batch: int) -> Latency | None:
     return cost_of(record).last_latency(batch)
 
 
+@cache
 def latency_ratio(batch: int) -> Value:
     """Latency relative to the plain ViT, after the last task."""
 
@@ -140,6 +146,7 @@ def peak(record: Record, kind: str, phase: str) -> Peak | None:
     return phase_peak
 
 
+@cache
 def training_memory(kind: str) -> Value:
     """What training added to the memory in use before, in MiB."""
 

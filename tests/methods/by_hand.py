@@ -58,11 +58,11 @@ def features(vit: Any, images: Tensor, prefixes: Prefixes, tokens: Tensor | None
 
 def logits(head: Any, read: Tensor) -> Tensor:
     """(B, C), class by class, from the heads of all experiences; minus infinity where there is none."""
-    found = torch.full((len(read), head.width), -torch.inf, dtype=torch.float64)
+    values = torch.full((len(read), head.width), -torch.inf, dtype=torch.float64)
     for task in head.tasks:
         for row, column in enumerate(task.classes.tolist()):
-            found[:, column] = read @ task.weight[row].double() + task.bias[row].double()
-    return found
+            values[:, column] = read @ task.weight[row].double() + task.bias[row].double()
+    return values
 
 
 def cosines(query: Tensor, keys: Sequence[Tensor]) -> list[float]:

@@ -16,7 +16,7 @@ from methods.passes import autocast_of, clean_batches
 from tests.conftest import synthetic, tiny_vit
 
 
-def test_claiming_replaces_the_content_and_forgets_rates_and_momentum():
+def test_a_reset_replaces_the_content_and_drops_rates_and_momentum():
     old, new = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([old], lr=0.1, betas=(0.5, 0.9))
     old.sum().backward()
@@ -34,7 +34,7 @@ def test_claiming_replaces_the_content_and_forgets_rates_and_momentum():
     assert not torch.equal(new, torch.ones(2))
 
 
-def test_a_claimed_optimiser_keeps_the_handle_of_its_scheduler():
+def test_a_reset_optimiser_keeps_the_handle_of_its_scheduler():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     new = nn.Parameter(torch.ones(1))

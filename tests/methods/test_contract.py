@@ -177,16 +177,16 @@ def test_every_hyper_parameter_says_what_it_is_and_where_its_value_comes_from(na
 
 def test_an_unknown_hyper_parameter_is_answered_with_the_legal_ones(name):
     cls = class_of(name)
-    known = next(iter(cls.Hyper.__pydantic_fields__))
-    with pytest.raises(UsageError, match=f"did you mean '{known}'"):
-        cls(**{known + "x": 1})
+    option = next(iter(cls.Hyper.__pydantic_fields__))
+    with pytest.raises(UsageError, match=f"did you mean '{option}'"):
+        cls(**{option + "x": 1})
 
 
 def test_a_value_of_the_wrong_type_is_answered_with_what_was_got(name):
     cls = class_of(name)
-    known = next(iter(cls.Hyper.__pydantic_fields__))
+    option = next(iter(cls.Hyper.__pydantic_fields__))
     with pytest.raises(UsageError, match=r"got \['nonsense'\]"):
-        cls(**{known: ["nonsense"]})
+        cls(**{option: ["nonsense"]})
 
 
 def test_the_class_has_a_summary_and_a_name(name):

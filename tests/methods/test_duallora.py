@@ -67,7 +67,7 @@ class Learnt:
     after: list[dict[str, Tensor]] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
     rng: list[Tensor] = field(default_factory=list)
-    found: list[dict[str, Any]] = field(default_factory=list)
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)  # of the first experience's images
 
     def images(self, i: int) -> Tensor:
@@ -91,7 +91,7 @@ def learn(*plugins: Any, **options: Any) -> Learnt:
         learnt.after.append(copy_of(model))
         learnt.states.append(method.state())
         learnt.rng.append(torch.get_rng_state())
-        learnt.found.append(method.diagnostics())
+        learnt.diagnostics.append(method.diagnostics())
         with torch.no_grad():
             learnt.logits.append(model.eval()(learnt.images(0)))
     return learnt
@@ -186,8 +186,8 @@ def test_bases_are_orthonormal_grow_and_belong_to_one_experience_each(options, b
         assert all(part.shape[1] >= RANK for part in parts)
         assert all((parts[i].T @ parts[j]).abs().max() < 1e-6 for i in range(t) for j in range(i))
         assert before < size <= WIDTH
-        assert learnt.found[t - 1]["subspace_size"][block] == size
-        assert learnt.found[t - 1]["bases_added"][block] == size - before == parts[-1].shape[1]
+        assert learnt.diagnostics[t - 1]["subspace_size"][block] == size
+        assert learnt.diagnostics[t - 1]["bases_added"][block] == size - before == parts[-1].shape[1]
         before = size
 
 
@@ -290,10 +290,10 @@ def test_the_residual_adapter_trains_inside_the_bases_it_was_given(where, block)
     learnt = learnt_with(bases=where)
     plug = plugs_of(learnt.unmerged[2])[block]
     earlier = bases(learnt.after[1], block)
-    given = {"own": plug.own, "old": torch.cat(earlier, 1), "last": earlier[-1]}
+    allowed = {"own": plug.own, "old": torch.cat(earlier, 1), "last": earlier[-1]}
     rows = plug.residual["v"].down
-    assert outside(rows, given[where]) < 1e-6
-    assert plug.residual["v"].basis.shape == (WIDTH, given[where].shape[1])
+    assert outside(rows, allowed[where]) < 1e-6
+    assert plug.residual["v"].basis.shape == (WIDTH, allowed[where].shape[1])
     first = plugs_of(learnt.unmerged[0])[block]
     assert outside(first.residual["v"].down, first.own) < 1e-6
 
@@ -377,14 +377,14 @@ def test_no_gradient_passes_through_the_gates():
         F.cross_entropy(model(x), y).backward()
         return [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
-    found = gradients()
+    gated = gradients()
     gates = by_block(model.head.context.gates)
     assert not gates.requires_grad
     assert ((gates[1] > 0) & (gates[1] < 1)).any()  # where they would pass one on, were they allowed to
     with patch.object(DualPlug, "read_gates", lambda self, x, q, k: gates[self.index]):
         constant = gradients()
-    assert len(found) == 2 * 2 * BLOCKS + 2
-    assert all(torch.equal(a, b) for a, b in zip(found, constant, strict=True))
+    assert len(gated) == 2 * 2 * BLOCKS + 2
+    assert all(torch.equal(a, b) for a, b in zip(gated, constant, strict=True))
 
 
 def forced(value: float) -> Any:
@@ -408,12 +408,12 @@ def plain_features(state: dict[str, Tensor], share: float, images: Tensor) -> Te
 def test_gates_at_zero_leave_the_orthogonal_updates_and_gates_at_one_the_whole_change(images):
     state = learnt_with().states[-1]
     _, model = restored(state)
-    found = {}
+    outputs = {}
     for value in (0.0, 1.0):
         with forced(value), torch.no_grad():
-            found[value] = embed(model, images)
-        torch.testing.assert_close(found[value], plain_features(state, value, images), atol=1e-5, rtol=1e-5)
-    assert (found[0.0] - found[1.0]).abs().max() > 1e-2
+            outputs[value] = embed(model, images)
+        torch.testing.assert_close(outputs[value], plain_features(state, value, images), atol=1e-5, rtol=1e-5)
+    assert (outputs[0.0] - outputs[1.0]).abs().max() > 1e-2
 
 
 def test_without_gates_residual_adapters_are_merged_and_all_images_see_them(images):
@@ -449,9 +449,9 @@ def test_posterior_gates_are_the_probability_of_this_experience_or_a_later_one(i
 def test_all_gates_are_open_while_an_experience_is_learnt(gate, images):
     model = learnt_with(gate=gate).unmerged[2]
     with torch.no_grad():
-        found = embed(model, images)
+        output = embed(model, images)
         with forced(1.0):
-            torch.testing.assert_close(found, embed(model, images), atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(output, embed(model, images), atol=1e-6, rtol=1e-6)
 
 
 # ---- the whole forward pass by hand --------------------------------------------------------------
@@ -521,17 +521,23 @@ class ByHand:
         plug, heads = attention.plug, range(attention.num_heads)
         dim = WIDTH // len(heads)
         columns = [slice(h * dim, (h + 1) * dim) for h in heads]
-        given = self.projections(attention, u)
+        projections = self.projections(attention, u)
         for target, adapter in plug.orthogonal.items():
-            given[target] = (
-                given[target] + u @ (adapter.up @ adapter.free @ adapter.basis @ adapter.basis.T).T
+            projections[target] = (
+                projections[target] + u @ (adapter.up @ adapter.free @ adapter.basis @ adapter.basis.T).T
             )
-        maps = [torch.softmax(given["q"][:, c] @ given["k"][:, c].T / math.sqrt(dim), 1) for c in columns]
+        maps = [
+            torch.softmax(projections["q"][:, c] @ projections["k"][:, c].T / math.sqrt(dim), 1)
+            for c in columns
+        ]
         gates = self.gates(i, plug, self.feature(u, maps))
         for target in self.hyper.targets:
-            given[target] = given[target] + self.residual(plug, target, gates, u)
-        maps = [torch.softmax(given["q"][:, c] @ given["k"][:, c].T / math.sqrt(dim), 1) for c in columns]
-        joined = torch.cat([maps[h] @ given["v"][:, columns[h]] for h in heads], 1)
+            projections[target] = projections[target] + self.residual(plug, target, gates, u)
+        maps = [
+            torch.softmax(projections["q"][:, c] @ projections["k"][:, c].T / math.sqrt(dim), 1)
+            for c in columns
+        ]
+        joined = torch.cat([maps[h] @ projections["v"][:, columns[h]] for h in heads], 1)
         return joined @ attention.proj.weight.T + attention.proj.bias
 
     def projections(self, attention: Any, u: Tensor) -> dict[str, Tensor]:
@@ -663,14 +669,14 @@ def raw_logits(model: VisionTransformer, images: Tensor) -> Tensor:
 def test_calibration_adds_to_each_experiences_classes_what_its_posterior_says(calibration, images):
     method, model = restored(learnt_with().states[-1], calibration=calibration, certain=0.2, beta=1.5)
     with torch.no_grad():
-        found, raw = model(images), raw_logits(model, images)
+        calibrated, raw = model(images), raw_logits(model, images)
     relevance = by_block(method.context.relevance)
     means = [plug.mean_evidence.tolist() for plug in plugs_of(model)]
     for b in range(len(images)):
         s = scores_by_hand(relevance[:, b].tolist(), means, "remaining")
         weights = weights_by_hand(posterior_by_hand(s, method.hyper), method.hyper)
         expected = [raw[b, c].item() + weights[ORDER.index(c) // 2] for c in range(6)]
-        assert found[b].tolist() == pytest.approx(expected, abs=1e-4)
+        assert calibrated[b].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -698,8 +704,8 @@ def test_the_first_experience_alone_is_certain_and_changes_no_logits(gate, calib
     learnt = learnt_with(gate=gate)
     method, model = restored(learnt.states[0], gate=gate, calibration=calibration)
     with torch.no_grad():
-        found = model(learnt.images(0))
-        assert torch.equal(found, raw_logits(model, learnt.images(0)))
+        logits = model(learnt.images(0))
+        assert torch.equal(logits, raw_logits(model, learnt.images(0)))
     if calibration != "none":
         assert torch.equal(model.head.posterior, torch.ones(48, 1))
     if gate == "posterior":
@@ -770,8 +776,8 @@ def test_after_an_experience_the_bases_hold_the_energy_of_its_trained_features(o
             m = c if hyper.energy == "sigma2" else c @ c
             basis = plug_state(learnt.after[t], block, "basis")
             held = float((basis.T @ m @ basis).trace() / m.trace())
-            assert learnt.found[t]["captured_energy"][block] == pytest.approx(held, abs=1e-5)
-            added = int(learnt.found[t]["bases_added"][block])
+            assert learnt.diagnostics[t]["captured_energy"][block] == pytest.approx(held, abs=1e-5)
+            added = int(learnt.diagnostics[t]["bases_added"][block])
             assert added < room(1.0, basis.shape[1] - added, t)  # the cap does not bind
             assert held >= threshold - 1e-9
             before_growth = torch.cat([*bases(learnt.after[t], block)[:t], plugs_of(model)[block].own], 1)
@@ -805,8 +811,8 @@ def room(capacity: float, taken: int, t: int) -> int:
 @pytest.mark.parametrize("capacity", [0.1, 0.5, 1.0])
 def test_an_experience_takes_what_room_is_left_but_keeps_some_for_those_to_come(capacity):
     learnt, taken = learnt_with(capacity=capacity, lamb=1.0, lame=1.0), 0
-    for t, found in enumerate(learnt.found):
-        assert found["bases_added"] == [room(capacity, taken, t)] * BLOCKS
+    for t, diagnostics in enumerate(learnt.diagnostics):
+        assert diagnostics["bases_added"] == [room(capacity, taken, t)] * BLOCKS
         taken += room(capacity, taken, t)
     assert taken == max(int(capacity * WIDTH), RANK * EXPERIENCES)
 
@@ -834,7 +840,7 @@ def test_diagnostics_are_what_an_evaluation_showed():
     for plug in plugs_of(model):
         plug.mean_evidence.copy_(plug.mean_evidence * torch.tensor([0.4, 1.0, 0.9]))  # so that it errs
     learner(model, method).eval(learnt.benchmark.test_stream)
-    found = method.diagnostics()
+    values = method.diagnostics()
     right, sure, own, earlier, later = [], [], [], [], []
     for i in range(EXPERIENCES):
         with torch.no_grad():
@@ -850,11 +856,11 @@ def test_diagnostics_are_what_an_evaluation_showed():
             right.append(pi.index(max(pi)) == i)
             sure.append(1 + sum(p * math.log(p) for p in pi) / math.log(EXPERIENCES))
     assert 0.1 < sum(right) / len(right) < 0.9
-    assert found["task_identity_accuracy"] == pytest.approx(sum(right) / len(right))
-    assert found["task_confidence"] == pytest.approx(sum(sure) / len(sure), abs=1e-4)
+    assert values["task_identity_accuracy"] == pytest.approx(sum(right) / len(right))
+    assert values["task_confidence"] == pytest.approx(sum(sure) / len(sure), abs=1e-4)
     for name, gates in {"gate_own": own, "gate_earlier": earlier, "gate_later": later}.items():
-        assert found[name] == pytest.approx(torch.cat(gates, 1).mean(1).tolist(), abs=1e-4)
-    assert set(learnt.method.diagnostics()) | set(found) <= set(DualLora.diagnostic_help)
+        assert values[name] == pytest.approx(torch.cat(gates, 1).mean(1).tolist(), abs=1e-4)
+    assert set(learnt.method.diagnostics()) | set(values) <= set(DualLora.diagnostic_help)
 
 
 # ---- state ---------------------------------------------------------------------------------------
@@ -877,9 +883,9 @@ def test_learning_on_from_a_restored_state_is_learning_without_a_break(options):
         torch.set_rng_state(learnt.rng[t])
         for experience in stream().train_stream[t + 1 :]:
             strategy.train(experience)
-        found, expected = copy_of(model), learnt.after[-1]
-        assert found.keys() == expected.keys()
-        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+        resumed, expected = copy_of(model), learnt.after[-1]
+        assert resumed.keys() == expected.keys()
+        assert [name for name in expected if not torch.equal(resumed[name], expected[name])] == []
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -936,7 +942,7 @@ def test_a_block_without_gates_is_told_as_always_open():
         learnt_with(gate="posterior", score_depth=0.5).states[-1], gate="posterior", score_depth=0.5
     )
     learner(model, method).eval(stream().test_stream)
-    told = method.diagnostics()
-    assert len(told["gate_later"]) == BLOCKS
-    assert told["gate_later"][0] == 1.0
-    assert told["gate_later"][1] < 1.0
+    diagnostics = method.diagnostics()
+    assert len(diagnostics["gate_later"]) == BLOCKS
+    assert diagnostics["gate_later"][0] == 1.0
+    assert diagnostics["gate_later"][1] < 1.0

@@ -28,11 +28,11 @@ def test_keys_are_given_as_keys_and_values_as_values_to_every_image(n):
     """A reshape in place of a transposition gives half of the images two keys, the others two values."""
     model, method = randomised("dualprompt")
     parts = method.prompter
-    given = handed_out(model, method, images()[:n])
-    for block, (keys, values) in enumerate(given[:2]):
+    prompts = handed_out(model, method, images()[:n])
+    for block, (keys, values) in enumerate(prompts[:2]):
         assert torch.equal(keys.expand(n, -1, -1), parts.general[block, 0].expand(n, -1, -1))
         assert torch.equal(values.expand(n, -1, -1), parts.general[block, 1].expand(n, -1, -1))
-    for block, (keys, values) in enumerate(given[2:]):
+    for block, (keys, values) in enumerate(prompts[2:]):
         for i, t in enumerate(parts.selected.tolist()):
             assert torch.equal(keys[i], parts.experts[t][block, 0])
             assert torch.equal(values[i], parts.experts[t][block, 1])
@@ -50,8 +50,8 @@ def test_an_image_is_given_the_expert_of_the_nearest_key():
 def test_in_training_all_images_are_given_the_current_expert():
     model, method = randomised("dualprompt")
     model.train()
-    given = handed_out(model, method, images())
-    for block, (keys, values) in enumerate(given[2:]):
+    prompts = handed_out(model, method, images())
+    for block, (keys, values) in enumerate(prompts[2:]):
         assert torch.equal(keys[0], method.prompter.experts[2][block, 0])
         assert torch.equal(values[0], method.prompter.experts[2][block, 1])
     assert set(method.prompter.selected.tolist()) == {2}
@@ -61,8 +61,8 @@ def test_in_training_all_images_are_given_the_current_expert():
 def test_as_many_keys_are_attended_to_as_the_length_says(general, expert):
     """Each of keys and values has the whole length, not half of it."""
     model, method = randomised("dualprompt", general_length=general, expert_length=expert)
-    given = handed_out(model, method, images())
-    assert [(k.shape[1], v.shape[1]) for k, v in given] == [(general, general)] * 2 + [(expert, expert)] * 3
+    prompts = handed_out(model, method, images())
+    assert [(k.shape[1], v.shape[1]) for k, v in prompts] == [(general, general)] * 2 + [(expert, expert)] * 3
 
 
 def test_a_step_on_the_key_alone_brings_it_nearer_to_the_queries():
@@ -105,13 +105,13 @@ def test_an_expert_starts_from_the_one_before_and_its_key_does_not():
 def test_matching_finds_most_experiences_and_says_how_many():
     run = Run("dualprompt", epochs=4)
     run.strategy.eval(run.benchmark.test_stream)
-    found = run.method.diagnostics()
-    table = torch.tensor(found["prompt_choices"])
+    diagnostics = run.method.diagnostics()
+    table = torch.tensor(diagnostics["prompt_choices"])
     torch.testing.assert_close(table.sum(1), torch.ones(3))
     sizes = torch.tensor([len(e.dataset) for e in run.benchmark.test_stream])
     own = (table.diagonal() * sizes).sum() / sizes.sum()
-    assert found["task_identity_accuracy"] == pytest.approx(own.item(), rel=1e-5)
-    assert found["task_identity_accuracy"] > 0.5
+    assert diagnostics["task_identity_accuracy"] == pytest.approx(own.item(), rel=1e-5)
+    assert diagnostics["task_identity_accuracy"] > 0.5
 
 
 @pytest.mark.parametrize(("experiences", "legal"), [(10, True), (11, False)])

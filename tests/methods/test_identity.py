@@ -153,10 +153,10 @@ def test_softmax_weights_by_hand():
 
 def test_stick_weights_are_scaled_by_the_confidence():
     pi = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
-    found = log_weights(pi, "stick", beta=2.0, certain=0.5)
+    weights = log_weights(pi, "stick", beta=2.0, certain=0.5)
     expected = [2 * 0.25 * math.log(p) for p in (0.5, 0.25, 0.25, LEAST)]
-    torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64))
-    torch.testing.assert_close(found[1], torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(weights[0], torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(weights[1], torch.zeros(4, dtype=torch.float64))
 
 
 def test_hard_weights_mask_the_other_experiences_only_where_certain():
@@ -198,8 +198,8 @@ def test_knowing_the_experience_leaves_only_its_classes(seed, t, calibration):
     truth = torch.randint(t, (20,), generator=rng)
     oracle = torch.nn.functional.one_hot(truth, t).double()
     weights = log_weights(oracle, calibration, beta=1.0, certain=0.5)
-    found = (logits + weights[:, :, None]).flatten(1).argmax(1)
-    assert torch.equal(found, 3 * truth + logits[torch.arange(20), truth].argmax(1))
+    predicted = (logits + weights[:, :, None]).flatten(1).argmax(1)
+    assert torch.equal(predicted, 3 * truth + logits[torch.arange(20), truth].argmax(1))
 
 
 # ---- images with a strong common mean ------------------------------------------------------------
@@ -247,5 +247,5 @@ def test_normalised_scores_tell_the_experience_where_the_raw_relevance_cannot(sc
     s = scores(e, means, score)
     for calibration in CALIBRATIONS:
         pi = posterior(s, calibration, 0.3, 1.0)
-        told = (pi.argmax(1) == truth).float().mean().item()
-        assert told > 3 / EXPERIENCES, calibration
+        accuracy = (pi.argmax(1) == truth).float().mean().item()
+        assert accuracy > 3 / EXPERIENCES, calibration

@@ -86,7 +86,7 @@ class Witness(SupervisedPlugin):
         self.begun: list[Look] = []
         self.trained: list[Look] = []
         self.over: list[Look] = []
-        self.said: list[dict[str, Any]] = []
+        self.diagnostics: list[dict[str, Any]] = []
 
     def before_training(self, strategy, *args, **kwargs):
         self.bare.append(look(strategy, strategy.plugins[0], [synthetic()[0]]))
@@ -99,7 +99,7 @@ class Witness(SupervisedPlugin):
 
     def after_training_exp(self, strategy, *args, **kwargs):
         self.over.append(self.now(strategy))
-        self.said.append(strategy.plugins[0].diagnostics())
+        self.diagnostics.append(strategy.plugins[0].diagnostics())
 
     def now(self, strategy: Any) -> Look:
         return look(strategy, strategy.plugins[0], [x for x, _ in clean_batches(strategy)])
@@ -130,7 +130,7 @@ def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> set[str]:
 
 
 def test_the_runs_keep_both_kinds_of_basis(learnt):
-    """What the tests below say of either kind would otherwise be said of one."""
+    """What the tests below say of either kind would otherwise be values of one."""
     kinds = [[bool(over.memory[f"{i}.retained"]) for i in range(BLOCKS)] for over in learnt.witness.over]
     switch = {"as published": 1, "by squares": 0, "low": 3}[learnt.name]
     assert kinds == [BLOCKS * [task >= switch] for task in EXPERIENCES]
@@ -297,24 +297,24 @@ def test_the_threshold_grows_with_the_experiences_done_over_all_there_are():
 
 def test_diagnostics_say_what_they_describe_of_every_block(learnt):
     hyper = learnt.hyper
-    for task, said in enumerate(learnt.witness.said):
-        assert set(said) == set(InfLora.diagnostic_help)
-        assert said["threshold"] == pytest.approx(hyper.lamb + (hyper.lame - hyper.lamb) * task / 3)
-        assert len(said["subspace_size"]) == len(said["captured_energy"]) == BLOCKS
-        for share in said["captured_energy"]:
-            assert share >= said["threshold"] if task else share < said["threshold"]
+    for task, values in enumerate(learnt.witness.diagnostics):
+        assert set(values) == set(InfLora.diagnostic_help)
+        assert values["threshold"] == pytest.approx(hyper.lamb + (hyper.lame - hyper.lamb) * task / 3)
+        assert len(values["subspace_size"]) == len(values["captured_energy"]) == BLOCKS
+        for share in values["captured_energy"]:
+            assert share >= values["threshold"] if task else share < values["threshold"]
 
 
 def test_the_memory_holds_the_inputs_as_they_are_after_training(learnt):
     """Size and captured energy again, from the inputs themselves."""
     power = 2 if learnt.hyper.energy == "sigma4" else 1
-    for task, said in enumerate(learnt.witness.said):
+    for task, values in enumerate(learnt.witness.diagnostics):
         trained, over = learnt.witness.trained[task], learnt.witness.over[task]
         for i, inputs in enumerate(trained.inputs):
             m = torch.linalg.matrix_power(inputs.T @ inputs / len(inputs), power)
             share = (over.protected(i) @ m).trace() / m.trace()
-            assert said["captured_energy"][i] == pytest.approx(float(share), abs=1e-5)
-            assert said["subspace_size"][i] == pytest.approx(float(over.protected(i).trace()), abs=1e-4)
+            assert values["captured_energy"][i] == pytest.approx(float(share), abs=1e-5)
+            assert values["subspace_size"][i] == pytest.approx(float(over.protected(i).trace()), abs=1e-4)
 
 
 def test_what_is_protected_stays_protected(seen):

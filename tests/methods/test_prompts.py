@@ -53,7 +53,7 @@ def test_the_query_is_the_frozen_networks_feature_before_and_after_learning(name
     with torch.no_grad():
         run.model(seen.x)
         assert torch.equal(run.method.prompter.query, embed(plain, seen.x))
-    for x, query in seen.found:
+    for x, query in seen.queries:
         with torch.no_grad():
             torch.testing.assert_close(query, embed(plain, x), atol=1e-6, rtol=1e-5)
         assert not query.requires_grad
@@ -64,14 +64,14 @@ class Queries(SupervisedPlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.queries: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def before_training_epoch(self, strategy, *args, **kwargs):
         self.first = True
 
     def after_forward(self, strategy, *args, **kwargs):
         if self.first:
-            self.found.append((strategy.mb_x.clone(), strategy.model.prompts.query))
+            self.queries.append((strategy.mb_x.clone(), strategy.model.prompts.query))
         self.first = False
 
 
@@ -136,8 +136,8 @@ def test_an_images_logits_are_its_own_with_prompts_that_all_differ(name):
     x = images(3)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        together, chosen = model(x), method.prompter.prompt_weights()
-        assert len(chosen.unique(dim=0)) > 1  # else images could not be mixed up
+        together, weights = model(x), method.prompter.prompt_weights()
+        assert len(weights.unique(dim=0)) > 1  # else images could not be mixed up
         permuted = model(x[order])
         alone = torch.cat([model(image[None]) for image in x])
         pairs = torch.cat([model(x[[i, (i + 5) % len(x)]])[:1] for i in range(len(x))])
@@ -237,19 +237,19 @@ def l2p_by_hand(method: Any, query: torch.Tensor) -> dict[str, Any]:
 
 
 def dualprompt_by_hand(method: Any, query: torch.Tensor) -> dict[str, Any]:
-    parts, hyper, given = method.prompter, method.hyper, {}
+    parts, hyper, prefixes = method.prompter, method.hyper, {}
     similar = [by_hand.cosines(q, parts.keys) for q in query]
     matched = [line.index(max(line)) for line in similar]
     assert len(set(matched)) > 1
     for i, block in enumerate(hyper.general_blocks):
-        given[block] = tuple(torch.stack([parts.general[i, part]] * len(query)) for part in (0, 1))
+        prefixes[block] = tuple(torch.stack([parts.general[i, part]] * len(query)) for part in (0, 1))
     for i, block in enumerate(hyper.expert_blocks):
-        given[block] = tuple(torch.stack([parts.experts[t][i, part] for t in matched]) for part in (0, 1))
-    return {"prefixes": given}
+        prefixes[block] = tuple(torch.stack([parts.experts[t][i, part] for t in matched]) for part in (0, 1))
+    return {"prefixes": prefixes}
 
 
 def coda_by_hand(method: Any, query: torch.Tensor) -> dict[str, Any]:
-    parts, given = method.prompter.experiences, {}
+    parts, prefixes = method.prompter.experiences, {}
     for i, block in enumerate(method.hyper.blocks):
         rows = []
         for q in query:
@@ -260,8 +260,8 @@ def coda_by_hand(method: Any, query: torch.Tensor) -> dict[str, Any]:
                     prompt = prompt + weight * share.prompts[i, m].double()
             rows.append(prompt)
         keys, values = torch.stack(rows).split(method.hyper.length // 2, 1)
-        given[block] = keys, values
-    return {"prefixes": given}
+        prefixes[block] = keys, values
+    return {"prefixes": prefixes}
 
 
 BY_HAND = {"l2p": l2p_by_hand, "dualprompt": dualprompt_by_hand, "coda-prompt": coda_by_hand}
@@ -305,8 +305,8 @@ def test_what_was_chosen_is_told_by_experience_of_the_test_images(name):
     assert set(run.method.diagnostics()) <= set(run.method.diagnostic_help)
     assert run.method.weights_diagnostic not in run.method.diagnostics()  # nothing was evaluated yet
     run.strategy.eval(run.benchmark.test_stream)
-    found = run.method.diagnostics()
-    assert set(found) == set(run.method.diagnostic_help)
+    diagnostics = run.method.diagnostics()
+    assert set(diagnostics) == set(run.method.diagnostic_help)
     lines, everything = [], []
     for experience in run.benchmark.test_stream:
         with torch.no_grad():
@@ -314,10 +314,10 @@ def test_what_was_chosen_is_told_by_experience_of_the_test_images(name):
         everything.append(run.method.prompter.prompt_weights())
         lines.append(everything[-1].mean(0))
     torch.testing.assert_close(
-        torch.tensor(found[run.method.weights_diagnostic]), torch.stack(lines), atol=1e-5, rtol=1e-4
+        torch.tensor(diagnostics[run.method.weights_diagnostic]), torch.stack(lines), atol=1e-5, rtol=1e-4
     )
     shares = torch.cat(everything).mean(0)
-    assert found["prompts_in_use"] == pytest.approx(effective_number(shares), rel=1e-4)
+    assert diagnostics["prompts_in_use"] == pytest.approx(effective_number(shares), rel=1e-4)
     run.strategy.eval(run.benchmark.test_stream[:1])
     assert len(run.method.diagnostics()[run.method.weights_diagnostic]) == 1
 
@@ -347,8 +347,8 @@ def test_similarities_do_not_depend_on_lengths():
 def test_gradients_are_clipped_to_one_common_norm(name, norm):
     seen = Norms()
     Run(name, epochs=1, plugins=[seen], clip=norm, pull=100.0)
-    assert len(seen.found) > 3
-    assert max(seen.found) == pytest.approx(norm, rel=1e-3)
+    assert len(seen.norms) > 3
+    assert max(seen.norms) == pytest.approx(norm, rel=1e-3)
 
 
 class Norms(SupervisedPlugin):
@@ -356,13 +356,13 @@ class Norms(SupervisedPlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[float] = []
+        self.norms: list[float] = []
 
     def before_update(self, strategy, *args, **kwargs):
         gradients = [
             p.grad for g in strategy.optimizer.param_groups for p in g["params"] if p.grad is not None
         ]
-        self.found.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+        self.norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
 
 
 @every
@@ -380,8 +380,8 @@ def test_a_network_that_is_too_shallow_is_refused():
 
 def test_prefixes_are_where_they_should_be_and_nowhere_else():
     model, _ = randomised("dualprompt", tiny_vit(depth=7), general_blocks=[6], expert_blocks=[2])
-    found = [isinstance(attention.plug, Prefix) for attention in open_seams(model)]
-    assert found == [False, False, True, False, False, False, True]
+    prefixed = [isinstance(attention.plug, Prefix) for attention in open_seams(model)]
+    assert prefixed == [False, False, True, False, False, False, True]
 
 
 @every
@@ -400,9 +400,9 @@ def test_prompts_are_chosen_in_full_precision(name, monkeypatch):
     """Eight bits do not tell the nearest of keys that are alike."""
     model, method = randomised(name)
     mixed: list[bool] = []
-    made = method.prompter.prompt
+    prompt = method.prompter.prompt
     monkeypatch.setattr(
-        method.prompter, "prompt", lambda q: (mixed.append(torch.is_autocast_enabled("cpu")), made(q))
+        method.prompter, "prompt", lambda q: (mixed.append(torch.is_autocast_enabled("cpu")), prompt(q))
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(images())

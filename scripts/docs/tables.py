@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from reports.groups import Group, Row, group
 from reports.stats import Estimate, estimate
 from reports.text import DASH, number
 from scripts.docs.markers import Contents, fill
+from scripts.markdown import table as markdown
 from scripts.studies import footguns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,9 +137,7 @@ def accuracies(methods: Sequence[str]) -> Callable[[Reference], str]:
 
     def render(reference: Reference) -> str:
         rows = [reference.row("cifar100", method) for method in methods]
-        lines = [
-            [row.method, *(metric(row, name) for name in metrics), number(trained(row), 0)] for row in rows
-        ]
+        lines = [[row.method, *(metric(row, name) for name in metrics), trained(row)] for row in rows]
         return markdown(header, lines)
 
     return render
@@ -152,7 +151,7 @@ def forms(header: Sequence[str], compute: Callable[[Record], list[float]]) -> Ca
         for method in FORMS_METHODS:
             done = reference.row("digits", method).done
             means = [statistics.mean(column) for column in zip(*map(compute, done), strict=True)]
-            lines.append([f"`{method}`", str(len(done)), *(number(mean, 2) for mean in means)])
+            lines.append([f"`{method}`", str(len(done)), *(number(value, 2) for value in means)])
         return markdown(("method", "n", *header), lines)
 
     return render
@@ -176,15 +175,22 @@ def growth(reference: Reference) -> str:
 
 def _growth_cells(reference: Reference, row: Row) -> Iterator[str]:
     yield row.method
-    for digits, value in (
-        (1, lambda cost: cost.train_seconds),
-        (2, lambda cost: cost.eval_seconds),
-        (2, lambda cost: cost.stored_bytes / MIB),
-    ):
-        for task in (0, -1):
-            yield number(statistics.mean(value(cost) for cost in costs(row, task)), digits)
-    sizes = [reference.record_bytes[r.method, r.benchmark, r.seed] for r in row.done]
-    yield number(statistics.mean(sizes) / KIB, 0)
+    for digits, value in GROWTH:
+        yield from (mean(map(value, costs(row, task)), digits) for task in (0, -1))
+    sizes = (reference.record_bytes[r.method, r.benchmark, r.seed] / KIB for r in row.done)
+    yield mean(sizes, 0)
+
+
+def _stored_mebibytes(cost: ExperienceCost) -> float | None:
+    return None if cost.stored_bytes is None else cost.stored_bytes / MIB
+
+
+#: Digits and value of what the table of growth shows of the first and of the last task.
+GROWTH: Sequence[tuple[int, Callable[[ExperienceCost], float | None]]] = (
+    (1, lambda cost: cost.train_seconds),
+    (2, lambda cost: cost.eval_seconds),
+    (2, _stored_mebibytes),
+)
 
 
 def code_of(page: str) -> Callable[[Reference], str]:
@@ -203,9 +209,9 @@ def costs(row: Row, task: int) -> list[ExperienceCost]:
     return [record.cost.experiences[task] for record in row.done if record.cost]
 
 
-def trained(row: Row) -> float:
+def trained(row: Row) -> str:
     """Parameters trained in the last task."""
-    return statistics.mean(cost.trainable or 0 for cost in costs(row, -1))
+    return mean((cost.trainable for cost in costs(row, -1)), 0)
 
 
 # ---- numbers inside sentences --------------------------------------------------------------------
@@ -286,19 +292,18 @@ def metric(row: Row, name: str) -> str:
     return interval(estimate(None if value is None else 100 * value for value in row.metric(name)))
 
 
+def mean(values: Iterable[float | None], digits: int) -> str:
+    """The mean over seeds, without an interval."""
+    value = estimate(values)
+    return DASH if value is None else number(value.mean, digits)
+
+
 def interval(value: Estimate | None) -> str:
     """Mean and half-width of the 95 % t-interval, to two digits."""
     if value is None:
         return DASH
-    mean = number(value.mean, 2)
-    return mean if value.half_width is None else f"{mean} ± {number(value.half_width, 2)}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], heads: int = 1) -> str:
-    """A Markdown table; the first `heads` columns are aligned to the left, the others to the right."""
-    rule = f"|{':---|' * heads}{'---:|' * (len(header) - heads)}"
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], rule, *lines[1:]])
+    middle = number(value.mean, 2)
+    return middle if value.half_width is None else f"{middle} ± {number(value.half_width, 2)}"
 
 
 TABLES: Mapping[str, Callable[[Reference], str]] = {

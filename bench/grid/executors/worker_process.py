@@ -174,19 +174,21 @@ def run_in_process(
     resources: Resources,
     observe: Observer,
     stop: Stop,
+    start: Callable[..., Worker] = start_worker,
 ) -> Any:
     """The result of `function(*arguments, observe)`, run in a separate process.
 
     Args:
         observe: called with each message of the function.
         stop: checked regularly.
+        start: starts a function in a process, as `start_worker` does.
 
     Raises:
         DiedError: if the process ended without a result, as one that is killed does.
         KeyboardInterrupt: if a stop was requested, once the function has ended.
         Exception: whatever the function raises.
     """
-    worker = start_worker(function, *arguments, resources=resources)
+    worker = start(function, *arguments, resources=resources)
     result = None
     while result is None:
         wait([worker.connection], POLL)

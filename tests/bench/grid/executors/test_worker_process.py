@@ -1,4 +1,4 @@
-"""Work in real processes of their own: what comes back, and what cannot."""
+"""Functions in real separate processes: what comes back from them, and what cannot."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.cell.progress import Observer, ProgressUpdate, ignore
-from bench.grid.executors.worker_process import DiedError, Resources, Worker, alone
+from bench.cell.progress import Message, Observer, ProgressUpdate, ignore
+from bench.grid.executors.worker_process import DiedError, Resources, Worker, run_in_process, start_worker
 from bench.grid.stopping import Stop
 from methods.errors import UsageError
 
-LEFT_BEHIND: list[int] = []
+CALLS: list[int] = []
 
 
 def whoami(word: str, observe: Observer) -> tuple[str, int, int]:
-    """The word, the process, and how much earlier work has left behind in it."""
+    """The word, the process, and how many calls there were in it."""
     observe(ProgressUpdate(word, 1, 2))
-    LEFT_BEHIND.append(1)
-    return word, os.getpid(), len(LEFT_BEHIND)
+    CALLS.append(1)
+    return word, os.getpid(), len(CALLS)
 
 
 def refuse(observe: Observer) -> None:
@@ -41,7 +42,7 @@ def leave(observe: Observer) -> None:
 
 
 def swallow(observe: Observer) -> None:
-    """Does not obey."""
+    """Ignores every interrupt."""
     observe(ProgressUpdate("began", 1, 1))
     while True:
         with suppress(KeyboardInterrupt):
@@ -65,51 +66,54 @@ def collect(path: str, observe: Observer) -> None:
         raise
 
 
-def test_each_work_has_a_process_that_did_nothing_before() -> None:
-    ticks: list[ProgressUpdate] = []
-    found = [
-        alone(whoami, word, share=Resources("cpu"), observe=ticks.append, stop=Stop()) for word in ("a", "b")
+def test_each_function_has_a_process_that_did_nothing_before() -> None:
+    messages: list[Message] = []
+    results = [
+        run_in_process(whoami, word, resources=Resources("cpu"), observe=messages.append, stop=Stop())
+        for word in ("a", "b")
     ]
-    assert [word for word, _, _ in found] == ["a", "b"]
-    assert len({pid for _, pid, _ in found} | {os.getpid()}) == 3
-    assert [left for _, _, left in found] == [1, 1]
-    assert ticks == [ProgressUpdate("a", 1, 2), ProgressUpdate("b", 1, 2)]
+    assert [word for word, _, _ in results] == ["a", "b"]
+    assert len({pid for _, pid, _ in results} | {os.getpid()}) == 3
+    assert [calls for _, _, calls in results] == [1, 1]
+    assert messages == [ProgressUpdate("a", 1, 2), ProgressUpdate("b", 1, 2)]
 
 
-def test_what_it_raises_is_raised_here() -> None:
+def test_an_error_of_the_function_is_raised_here() -> None:
     with pytest.raises(UsageError, match="legal: nothing"):
-        alone(refuse, share=Resources("cpu"), observe=ignore, stop=Stop())
+        run_in_process(refuse, resources=Resources("cpu"), observe=ignore, stop=Stop())
 
 
-def test_a_process_that_is_killed_is_told_by_its_signal() -> None:
+def test_a_process_that_is_killed_is_reported_with_its_signal() -> None:
     with pytest.raises(DiedError, match="ended by SIGKILL"):
-        alone(vanish, signal.SIGKILL, share=Resources("cpu"), observe=ignore, stop=Stop())
+        run_in_process(vanish, signal.SIGKILL, resources=Resources("cpu"), observe=ignore, stop=Stop())
 
 
-def test_a_process_that_ends_without_an_answer_is_told_by_its_status() -> None:
+def test_a_process_that_ends_without_a_result_is_reported_with_its_exit_status() -> None:
     with pytest.raises(DiedError, match="exit status 3"):
-        alone(leave, share=Resources("cpu"), observe=ignore, stop=Stop())
+        run_in_process(leave, resources=Resources("cpu"), observe=ignore, stop=Stop())
 
 
 STOPPED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
+from bench.cell.progress import ignore
 from bench.grid.executors import worker_process
-from bench.cell.progress import silent
-from bench.grid.stopping import listening
-from tests.bench.test_alone import work_until_stopped
-alone.PRELOADED = []  # nothing heavy is needed
-with listening() as stop:
+from bench.grid.executors.worker_process import Resources, run_in_process
+from bench.grid.stopping import stop_on_signals
+from tests.bench.grid.executors.test_worker_process import run_until_stopped
+worker_process.PRELOADED.clear()  # nothing heavy is needed
+with stop_on_signals() as stop:
     try:
-        share = alone.Share("cpu")
-        alone.alone(work_until_stopped, sys.argv[1], share=share, observe=silent, stop=stop)
+        run_in_process(
+            run_until_stopped, sys.argv[1], resources=Resources("cpu"), observe=ignore, stop=stop
+        )
     except KeyboardInterrupt:
         print("stopped")
 """
 
 
-def work_until_stopped(path: str, observe: Observer) -> None:
-    """Leaves a file when it begins, and writes into it, slowly, when it is stopped."""
+def run_until_stopped(path: str, observe: Observer) -> None:
+    """Writes a file when it begins, and writes it again, slowly, when it is stopped."""
     try:
         Path(path).write_text("began")
         while True:
@@ -121,10 +125,13 @@ def work_until_stopped(path: str, observe: Observer) -> None:
 
 
 @pytest.mark.parametrize("whole_terminal", [True, False])
-def test_ctrl_c_waits_until_the_work_has_ended_well(tmp_path: Path, whole_terminal: bool) -> None:
+def test_ctrl_c_waits_until_the_function_has_ended_well(tmp_path: Path, whole_terminal: bool) -> None:
     note = tmp_path / "note"
     process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, str(note)], stdout=subprocess.PIPE, start_new_session=True, text=True
+        [sys.executable, "-c", STOPPED, str(note)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
     )
     while not note.exists() or note.read_text() != "began":
         assert process.poll() is None
@@ -135,30 +142,58 @@ def test_ctrl_c_waits_until_the_work_has_ended_well(tmp_path: Path, whole_termin
     assert note.read_text() == "ended well"
 
 
-def test_work_that_does_not_obey_is_killed_where_it_is_to_stop_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stop, in_its_grace = Stop(), []
+def test_a_function_that_ignores_the_interrupt_is_killed_if_it_is_to_stop_at_once() -> None:
+    stop, workers = Stop(), []
 
-    def twice(news: object) -> None:
+    def start(*arguments: Any, **options: Any) -> Worker:
+        workers.append(start_worker(*arguments, **options))
+        return workers[-1]
+
+    def stop_at_once(message: Message) -> None:
         stop.requested = stop.immediate = True
 
-    def kill(running: Worker) -> None:
-        in_its_grace.append(running.killing is not None and time.monotonic() < running.killing)
-        running.process.kill()
-
-    monkeypatch.setattr(Worker, "kill", kill)
     with pytest.raises(KeyboardInterrupt):
-        alone(swallow, share=Resources("cpu"), observe=twice, stop=stop)
-    assert in_its_grace[0]
+        run_in_process(swallow, resources=Resources("cpu"), observe=stop_at_once, stop=stop, start=start)
+    (worker,) = workers
+    assert worker.process.exitcode == -signal.SIGKILL
+    assert worker.kill_at is not None
+    assert time.monotonic() < worker.kill_at  # and did not wait until its grace was over
+
+
+def test_a_function_that_ignores_the_interrupt_is_killed_when_its_grace_is_over() -> None:
+    worker = start_worker(swallow, resources=Resources("cpu"), seconds=None)
+    messages: list[Message] = []
+    while not messages:
+        worker.poll(messages.append)
+    worker.stop()
+    assert worker.kill_at is not None
+    worker.kill_at = 0.0  # the grace is over
+    result = None
+    while result is None:
+        result = worker.poll(messages.append)
+    assert "its process was ended by SIGKILL" in str(result.error)
+    assert not worker.timed_out
+
+
+def test_a_function_that_exceeds_its_time_limit_is_stopped_and_marked(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    worker = start_worker(run_until_stopped, str(note), resources=Resources("cpu"), seconds=3600.0)
+    while not note.exists() or note.read_text() != "began":
+        assert worker.poll(ignore) is None
+    worker.deadline = 0.0  # the time is over
+    result = None
+    while result is None:
+        result = worker.poll(ignore)
+    assert worker.timed_out
+    assert note.read_text() == "ended well"
 
 
 def test_an_interrupt_that_a_library_has_lost_comes_again(tmp_path: Path) -> None:
     stop, note = Stop(), tmp_path / "note"
 
-    def once(news: object) -> None:
+    def stop_once(message: Message) -> None:
         stop.requested = True
 
     with pytest.raises(KeyboardInterrupt):
-        alone(collect, str(note), share=Resources("cpu"), observe=once, stop=stop)
+        run_in_process(collect, str(note), resources=Resources("cpu"), observe=stop_once, stop=stop)
     assert note.read_text() == "ended well"  # and was not killed when its grace was over

@@ -235,18 +235,18 @@ def _memory_quantity(kind: str) -> Quantity:
 
 def notes(group: Group) -> list[str]:
     """How to read the group's headline."""
-    found = [f"{INTERVAL_NOTE} {DASH_NOTE}", MARKS_NOTE if _has_interval(group) else NO_MARKS_NOTE]
+    sentences = [f"{INTERVAL_NOTE} {DASH_NOTE}", MARKS_NOTE if _has_interval(group) else NO_MARKS_NOTE]
     if batch_sizes(group.done):
-        found.append(RATIO_NOTE)
+        sentences.append(RATIO_NOTE)
     if any(peak(record, kind, "training") for record in group.done for kind in MEMORY):
-        found.append(PEAK_NOTE)
+        sentences.append(PEAK_NOTE)
     single = [row.method for row in group.rows if len(row.done) == 1]
     if single:
-        found.append(f"One seed only, so no interval: {', '.join(single)}.")
+        sentences.append(f"One seed only, so no interval: {', '.join(single)}.")
     references = [row.method for row in group.rows if row.is_reference]
     if references:
-        found.append(f"{', '.join(references)}: {REFERENCE_NOTE}.")
-    return found
+        sentences.append(f"{', '.join(references)}: {REFERENCE_NOTE}.")
+    return sentences
 
 
 def _has_interval(group: Group) -> bool:

@@ -43,12 +43,12 @@ addEventListener("load", () => {
 def chromium() -> str:
     """The browser's command."""
     named = os.environ.get("CHROMIUM")
-    found = named or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    path = named or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
         pytest.skip(
             "no Chromium on this machine; install one (apt-get install chromium), or name it in CHROMIUM"
         )
-    return found
+    return path
 
 
 def opened(chromium: str, page: Path, folder: Path) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def opened(chromium: str, page: Path, folder: Path) -> dict[str, Any]:
     options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"]
     command = [chromium, *options, "--window-size=500,800", copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    found = re.search(r' data-found="([^"]*)"', done.stdout)
-    assert found is not None, done.stderr[-2000:]
-    return dict(json.loads(html.unescape(found[1])))
+    match = re.search(r' data-found="([^"]*)"', done.stdout)
+    assert match is not None, done.stderr[-2000:]
+    return dict(json.loads(html.unescape(match[1])))
 
 
 def test_a_browser_shows_every_image_and_loads_nothing(
@@ -70,24 +70,24 @@ def test_a_browser_shows_every_image_and_loads_nothing(
 ) -> None:
     page = write_report(records, tmp_path / "report").with_suffix(".html")
     (tmp_path / "elsewhere").mkdir()
-    found = opened(chromium, page, tmp_path / "elsewhere")
-    assert len(found["images"]) == page.with_suffix(".md").read_text(encoding="utf-8").count("![") > 4
-    assert all(complete and width > 100 and shown > 100 for complete, width, shown in found["images"])
-    assert [name for name in found["loaded"] if not name.startswith("data:")] == []
-    assert not found["refused"]
-    assert found["overflow"] <= 0
-    assert found["styled"] == "right"
-    assert found["links"]
-    assert all(found["links"])
+    state = opened(chromium, page, tmp_path / "elsewhere")
+    assert len(state["images"]) == page.with_suffix(".md").read_text(encoding="utf-8").count("![") > 4
+    assert all(complete and width > 100 and shown > 100 for complete, width, shown in state["images"])
+    assert [name for name in state["loaded"] if not name.startswith("data:")] == []
+    assert not state["refused"]
+    assert state["overflow"] <= 0
+    assert state["styled"] == "right"
+    assert state["links"]
+    assert all(state["links"])
 
 
 def test_a_broken_image_would_be_seen(chromium: str, records: list[Record], tmp_path: Path) -> None:
     page = write_report(records[-4:], tmp_path).with_suffix(".html")
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace("data:image/svg+xml;base64,", "figures/lost.svg?", 1), encoding="utf-8")
-    found = opened(chromium, page, tmp_path)
-    first, *others = (width == 0 for _, width, _ in found["images"])
+    state = opened(chromium, page, tmp_path)
+    first, *others = (width == 0 for _, width, _ in state["images"])
     assert first
     assert others
     assert not any(others)
-    assert found["refused"]
+    assert state["refused"]

@@ -65,17 +65,17 @@ def test_latency_is_of_all_samples_after_the_first_and_the_last_task(two: Group)
 
 
 def test_kinds_of_memory_never_share_a_column(make: Make) -> None:
-    found = one_group(
+    members = one_group(
         [make("a", cost=of_cuda(measured("a", 0, 3, 1.0))), make("b", cost=measured("b", 0, 3, 1.0))]
     )
-    table = costs.memory(found)
+    table = costs.memory(members)
     on_gpu, resident = line_of(table, "a"), line_of(table, "b")
     assert on_gpu["training, above the baseline (allocated on the GPU, MiB)"] == "5"
     assert on_gpu["training, baseline (allocated on the GPU, MiB)"] == "2"
     assert on_gpu["training, peak reserved by CUDA's allocator (MiB)"] == "9"
     assert on_gpu["training, above the baseline (resident, MiB)"] == "—"
     assert resident["training, above the baseline (allocated on the GPU, MiB)"] == "—"
-    titles = [quantity.title for quantity in compared(found) if "memory" in quantity.title]
+    titles = [quantity.title for quantity in compared(members) if "memory" in quantity.title]
     assert titles == [
         "peak memory of training (allocated on the GPU, MiB)",
         "peak memory of training (resident, MiB)",
@@ -149,8 +149,8 @@ def test_rows_of_different_sessions_compare_by_ratio_only(make: Make) -> None:
 def test_other_threads_are_a_warning(make: Make) -> None:
     other = together("b")
     other["conditions"] |= {"threads": 8}
-    found = one_group([make("a", cost=together("a")), make("b", cost=other)])
-    (warning,) = [text for text in warnings(found) if "Latencies" in text]
+    members = one_group([make("a", cost=together("a")), make("b", cost=other)])
+    (warning,) = [text for text in warnings(members) if "Latencies" in text]
     assert "2 threads" in warning
     assert "8 threads" in warning
     calm = one_group([make(name, cost=together(name)) for name in "ab"])
@@ -198,8 +198,8 @@ def test_lower_costs_are_better(make: Make) -> None:
 def test_the_costs_of_a_cell_that_failed_are_in_no_table(make: Make, unfinished: Make) -> None:
     broken = unfinished("b", 0, "failed", "It broke.").model_dump(by_alias=True)
     broken["cost"] = measured("b", 0, 3, 1.0)
-    found = one_group([make("a", cost=None), Record.model_validate(broken)])
-    assert costs.parts(found) == []
-    assert [quantity.title for quantity in compared(found) if "accuracy" not in quantity.title] == [
+    members = one_group([make("a", cost=None), Record.model_validate(broken)])
+    assert costs.parts(members) == []
+    assert [quantity.title for quantity in compared(members) if "accuracy" not in quantity.title] == [
         "forgetting (points)"
     ]

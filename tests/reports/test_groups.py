@@ -153,3 +153,17 @@ def test_a_row_is_contaminated_if_a_cell_of_it_is(make: Make) -> None:
     warned = {"warnings": ["contaminated: seen before"]}
     (only,) = group([make("a", 0), make("a", 1, manifest=warned), make("b", 0)])
     assert {row.method: row.contaminated for row in only.rows} == {"a": True, "b": False}
+
+
+def test_a_value_is_computed_once_for_each_finished_cell(make: Make, unfinished: Make) -> None:
+    (only,) = group([make("a", 0), make("a", 1), unfinished("a", 2, "failed", "It broke.")])
+    (row,) = only.rows
+    seeds: list[int] = []
+
+    def value(record: Record) -> float:
+        seeds.append(record.seed)
+        return float(record.seed)
+
+    assert row.values(value) == row.values(value) == [0.0, 1.0]
+    assert list(row.by_run(value).values()) == [0.0, 1.0]
+    assert seeds == [0, 1]

@@ -106,7 +106,7 @@ class Seen(HTMLParser):
         raise AssertionError(f"a comment: {data}")
 
     def values(self, tag: str, name: str) -> list[str]:
-        return [attrs[name] for found, attrs in self.tags if found == tag and name in attrs]
+        return [attrs[name] for name_of_tag, attrs in self.tags if name_of_tag == tag and name in attrs]
 
     def text(self, *tags: str) -> list[str]:
         """Of the elements of these kinds, in order, with what is in them."""

@@ -15,7 +15,7 @@ from reports.text import clean
 
 #: All that may be left of what TeX acts on: commands that this module writes, and braces around a sign.
 WRITTEN = re.compile(
-    r"\\[&%$#_{}]|\\(?:text(?:backslash|asciitilde|asciicircum|asciigrave|less|greater|bar)|ldots)\{\}"
+    r"\\[&%$#_{}]|\\(?:text(?:backslash|asciitilde|asciicircum|asciigrave|less|greater|bar)|ldots|dag)\{\}"
     r"|\$(?:-|\\[A-Za-z]+)\$|\{(?:''|[\[\]*])?\}"
 )
 
@@ -40,6 +40,7 @@ def test_foreign_text_is_inert(text: str) -> None:
         ("-0.5 ± 0.1", r"$-$0.5 $\pm$ 0.1"),
         ("(-3\N{EN DASH}-1)", "($-$3--$-$1)"),
         ("coda-prompt --seed 0", "coda-prompt -{}-seed 0"),
+        ("inflora †", r"inflora \dag{}"),
         ("accuracy (%) ↑ forgetting ↓ —", r"accuracy (\%) $\uparrow$ forgetting $\downarrow$ ---"),
         ("a\nb", "a b"),
     ],

@@ -43,7 +43,7 @@ CONDITIONS: dict[str, Any] = {
 
 def source(conditions: dict[str, Any] | None = None, **result: Any) -> PublishedSource:
     """A source with one number; the arguments change its conditions and its result."""
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "method": "inflora",
         "name": "InfLoRA",
         "benchmark": "cifar100",
@@ -52,7 +52,7 @@ def source(conditions: dict[str, Any] | None = None, **result: Any) -> Published
     }
     shared = {k: v for k, v in (CONDITIONS | (conditions or {})).items() if v is not None}
     parts = {"title": "A paper", "label": "A paper", "provenance": "primary", "conditions": shared}
-    return PublishedSource.model_validate(parts | {"results": [given | result]})
+    return PublishedSource.model_validate(parts | {"results": [defaults | result]})
 
 
 @pytest.fixture
@@ -73,28 +73,32 @@ def cell(make: Make) -> Make:
 
 def compared(records: list[Record], *sources: PublishedSource) -> Comparison:
     (only,) = group(records)
-    found = compare(only, sources)
-    assert found is not None
-    return found
+    comparison = compare(only, sources)
+    assert comparison is not None
+    return comparison
 
 
 def test_all_the_same_and_known_is_comparable(cell: Make) -> None:
     correct: list[list[int | None]] = [[90, None], [80, 70]]
-    found = compared([cell(1, correct=correct, counts=[100, 100])], source())
-    assert found.table is not None
-    assert found.table.rows == (
+    comparison = compared([cell(1, correct=correct, counts=[100, 100])], source())
+    assert comparison.table is not None
+    assert comparison.table.rows == (
         ("inflora", "A paper: InfLoRA", "final accuracy", "86.50 ± 0.70 (sd, n = 5)", "75.00", "yes"),
     )
-    assert found.reasons == ()
+    assert comparison.reasons == ()
 
 
 def test_here_is_the_mean_over_finished_seeds_of_the_same_metric(cell: Make) -> None:
     counts, correct = [100, 300], [[90, None], [80, 120]]
     weighted = source(numbers=[{"metric": "accuracy_weighted", "value": 50}])
     records = [cell(seed, correct=correct, counts=counts) for seed in (1, 2)]
-    found = compared(records, weighted)
-    assert found.table is not None
-    assert found.table.rows[0][2:5] == ("final accuracy, sample-weighted", "50.00 (n = 5)", "50.00 ± 0.00")
+    comparison = compared(records, weighted)
+    assert comparison.table is not None
+    assert comparison.table.rows[0][2:5] == (
+        "final accuracy, sample-weighted",
+        "50.00 (n = 5)",
+        "50.00 ± 0.00",
+    )
 
 
 OTHER_HERE: dict[str, tuple[dict[str, Any], str]] = {
@@ -124,10 +128,10 @@ OTHER_HERE: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("changes", "reason"), OTHER_HERE.values(), ids=OTHER_HERE.keys())
 def test_each_difference_is_named_alone(cell: Make, changes: dict[str, Any], reason: str) -> None:
-    found = compared([cell(**changes)], source())
-    assert found.reasons == (reason,)
-    assert found.table is not None
-    assert found.table.rows[0][-1] == "no (1)"
+    comparison = compared([cell(**changes)], source())
+    assert comparison.reasons == (reason,)
+    assert comparison.table is not None
+    assert comparison.table.rows[0][-1] == "no (1)"
 
 
 OTHER_THERE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -183,25 +187,25 @@ def test_prompts_chosen_by_batch_are_not_those_chosen_by_image(
     assert reasons == (() if published_by == here else (expected,))
 
 
-def test_results_for_another_number_of_tasks_are_not_shown_but_told(cell: Make) -> None:
-    found = compared([cell()], source(tasks=10), source(tasks=20))
-    assert found.table is None
-    assert found.notes == ("Published numbers of these methods are for 10, 20 tasks, not for 2.",)
+def test_results_for_another_number_of_tasks_are_mentioned_only(cell: Make) -> None:
+    comparison = compared([cell()], source(tasks=10), source(tasks=20))
+    assert comparison.table is None
+    assert comparison.notes == ("Published numbers of these methods are for 10, 20 tasks, not for 2.",)
 
 
 def test_an_unknown_number_of_tasks_is_not_ours(cell: Make) -> None:
     assert compared([cell()], source(tasks=None)).table is None
 
 
-def test_a_benchmark_that_nobody_publishes_on_is_one_sentence(make: Make) -> None:
-    found = compared([make("inflora", tasks=2)], source())
-    assert found == Comparison(None, (), ("No source in results/published has numbers on digits.",))
+def test_a_benchmark_without_published_numbers_is_one_sentence(make: Make) -> None:
+    comparison = compared([make("inflora", tasks=2)], source())
+    assert comparison == Comparison(None, (), ("No source in results/published has numbers on digits.",))
 
 
 def test_other_methods_have_no_line(cell: Make) -> None:
-    found = compared([cell(method="ncm"), cell()], source())
-    assert found.table is not None
-    assert [line[0] for line in found.table.rows] == ["inflora"]
+    comparison = compared([cell(method="ncm"), cell()], source())
+    assert comparison.table is not None
+    assert [line[0] for line in comparison.table.rows] == ["inflora"]
 
 
 @pytest.mark.parametrize("benchmark", ["digits", "cifar100"])
@@ -213,17 +217,17 @@ def test_of_duallora_it_says_that_nothing_could_be_verified(cell: Make, benchmar
 
 def test_a_value_in_a_form_that_no_metric_has_is_not_comparable(cell: Make) -> None:
     for number, name in (({"form": "best of all"}, "best of all"), ({}, "unknown")):
-        found = compared([cell()], source(numbers=[number | {"value": 1}]))
-        assert found.table is not None
-        assert found.table.rows[0][2:] == (name, "1.00 (n = 5)", "—", "no")
+        comparison = compared([cell()], source(numbers=[number | {"value": 1}]))
+        assert comparison.table is not None
+        assert comparison.table.rows[0][2:] == (name, "1.00 (n = 5)", "—", "no")
 
 
-def test_equal_reasons_are_told_once(cell: Make) -> None:
+def test_equal_reasons_are_listed_once(cell: Make) -> None:
     numbers = [{"metric": "accuracy", "value": 1}, {"metric": "forgetting", "value": 2}]
-    found = compared([cell(config={"scale": "quick"})], source(numbers=numbers))
-    assert found.reasons == ("scale full vs quick",)
-    assert found.table is not None
-    assert [line[-1] for line in found.table.rows] == ["no (1)", "no (1)"]
+    comparison = compared([cell(config={"scale": "quick"})], source(numbers=numbers))
+    assert comparison.reasons == ("scale full vs quick",)
+    assert comparison.table is not None
+    assert [line[-1] for line in comparison.table.rows] == ["no (1)", "no (1)"]
 
 
 def test_the_nearest_statement_of_a_condition_holds() -> None:
@@ -244,8 +248,8 @@ def test_the_nearest_statement_of_a_condition_holds() -> None:
         ],
     }
     read = PublishedSource.model_validate(text)
-    found = read.conditions_of(read.results[0])
-    assert (found.epochs, found.batch_size, found.image_size, found.seeds) == (4, 3, 2, 1)
+    conditions = read.conditions_of(read.results[0])
+    assert (conditions.epochs, conditions.batch_size, conditions.image_size, conditions.seeds) == (4, 3, 2, 1)
 
 
 # ---- the report --------------------------------------------------------------------------------
@@ -307,18 +311,18 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("found", load(), ids=lambda found: found.label)
-def test_every_source_is_consistent(found: PublishedSource) -> None:
-    for result in found.results:
+@pytest.mark.parametrize("paper", load(), ids=lambda paper: paper.label)
+def test_every_source_is_consistent(paper: PublishedSource) -> None:
+    for result in paper.results:
         assert result.benchmark in BENCHMARKS
         assert result.method in METHODS if result.method else result.name in OTHERS
-        options = found.conditions_of(result).options or {}
+        options = paper.conditions_of(result).options or {}
         assert set(options) <= set(
             METHODS[result.method].load().Hyper.__pydantic_fields__ if result.method else []
         )
-    assert set(found.on) <= {result.benchmark for result in found.results}
-    assert set(found.of) <= {result.name for result in found.results}
-    keys = [(r.name, r.benchmark, r.tasks) for r in found.results]
+    assert set(paper.on) <= {result.benchmark for result in paper.results}
+    assert set(paper.of) <= {result.name for result in paper.results}
+    keys = [(r.name, r.benchmark, r.tasks) for r in paper.results]
     assert len(set(keys)) == len(keys)
 
 
@@ -337,9 +341,9 @@ def test_the_official_code_under_its_own_recipe_with_its_own_order_is_comparable
         "method": {"name": "inflora", "label": "inflora", "options": options},
     }
     record = make("inflora", 0, "cifar100", tasks=10, config=config, class_order=list(range(100)))
-    found = compared([record], *load())
-    assert found.table is not None
-    assert {line[1] for line in found.table.rows if line[-1] == "yes"} == {
+    comparison = compared([record], *load())
+    assert comparison.table is not None
+    assert {line[1] for line in comparison.table.rows if line[-1] == "yes"} == {
         "InfLoRA's logs: InfLoRA",
         "InfLoRA paper: InfLoRA",
     }

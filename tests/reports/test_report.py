@@ -48,8 +48,8 @@ def rows_of(section_text: str) -> list[list[str]]:
 
 def row_of(section_text: str, method: str) -> list[str]:
     """The first line of a table about a method, from its name on, without the marks of the best."""
-    found = next(cells for cells in rows_of(section_text) if method in cells[:2])
-    return [cell.replace("**", "").removesuffix(" ≈") for cell in found[found.index(method) :]]
+    line = next(cells for cells in rows_of(section_text) if method in cells[:2])
+    return [cell.replace("**", "").removesuffix(" ≈") for cell in line[line.index(method) :]]
 
 
 def headline_of(section_text: str) -> list[dict[str, str]]:
@@ -87,8 +87,8 @@ def recomputed(record: Record) -> dict[str, float]:
 
 def quotients(record: Record, batch: int) -> float:
     """The latency ratio after the last task from the raw samples, written out a second time."""
-    (found,) = [at for at in record.cost.latency if (at.batch, at.experiences) == (batch, record.tasks)]  # type: ignore
-    rounds = [np.reshape(t.samples, (found.rounds, -1)) for t in (found.model, found.plain)]
+    (latency,) = [at for at in record.cost.latency if (at.batch, at.experiences) == (batch, record.tasks)]  # type: ignore
+    rounds = [np.reshape(t.samples, (latency.rounds, -1)) for t in (latency.model, latency.plain)]
     model, plain = (np.median(samples, axis=1) for samples in rounds)
     return float(np.median(model / plain))
 
@@ -243,10 +243,10 @@ def test_paired_differences_are_per_seed(text: str, records: list[Record]) -> No
         return [runs["finetune", s][name] - runs["duallora:gate=none", s][name] for s in range(3)]
 
     pairs = section(text, "### Differences from duallora:gate=none, paired by seed")
-    found = row_of(pairs, "finetune")
-    assert found[1] == shown(gaps("accuracy"), 2)
-    assert found[2] == ", ".join(f"{seed}: {gap:+.2f}" for seed, gap in enumerate(gaps("accuracy")))
-    assert found[3:] == ["0 of 3", shown(gaps("forgetting"), 2)]
+    line = row_of(pairs, "finetune")
+    assert line[1] == shown(gaps("accuracy"), 2)
+    assert line[2] == ", ".join(f"{seed}: {gap:+.2f}" for seed, gap in enumerate(gaps("accuracy")))
+    assert line[3:] == ["0 of 3", shown(gaps("forgetting"), 2)]
     one = runs["l2p", 0]["accuracy"] - runs["duallora:gate=none", 0]["accuracy"]
     assert row_of(pairs, "l2p")[1:4] == [f"{one:.2f}", f"0: {one:+.2f}", "0 of 1"]
 

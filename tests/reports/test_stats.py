@@ -9,10 +9,10 @@ from reports.stats import Estimate, estimate
 
 def test_three_seeds_by_hand() -> None:
     # standard deviation 1, t(2, 97.5 %) = 4.30265
-    found = estimate([1.0, 2.0, 3.0])
-    assert found is not None
-    assert (found.mean, found.n) == (2.0, 3)
-    assert found.half_width == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+    mean = estimate([1.0, 2.0, 3.0])
+    assert mean is not None
+    assert (mean.mean, mean.n) == (2.0, 3)
+    assert mean.half_width == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -1,4 +1,4 @@
-"""What the measuring scripts share: random images, the harness around a method, timing in turns."""
+"""Shared by the scripts: planning as `run` does, random images, the harness around a method, timing."""
 
 from __future__ import annotations
 
@@ -9,75 +9,80 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cell.batches import Pipeline, clean, flipped
+from bench.cell.backbone import MICRO_NAME
+from bench.cell.batches import Pipeline
+from bench.cell.inputs import Inputs, paths_from
 from bench.cell.progress import ignore
-from bench.cell.rng import generator
-from bench.cell.runner import EVAL_BATCH, TICK_SECONDS
-from bench.cell.strategy import FiniteLoss, ProgressReporter, Schedule, Strategy, cosine
+from bench.cell.runner import PROGRESS_SECONDS, build_strategy
+from bench.cell.strategy import FiniteLoss, PredictionCollector, ProgressReporter, Strategy
+from bench.cli import build_parser, gather
+from bench.grid.plan import plan, resolve_device
 from bench.probes.latency import round_order
+from bench.spec import Cell, Protocol, settings_from
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
-#: Name -> one number a round.
+#: By name, one number per round.
 Rounds = dict[str, list[float]]
 
 
-def random_images(classes: int, per_class: int, side: int) -> tuple[Tensor, Tensor]:
-    """uint8 images (classes * per_class, side, side, 3) and labels, class by class; always the same."""
+def plan_cells(options: Sequence[str]) -> tuple[list[Cell], Inputs]:
+    """The cells that `python -m bench run` would run with these options, and their inputs.
+
+    Raises:
+        UsageError: for options that cannot be run.
+    """
+    settings = settings_from(*gather(build_parser().parse_args(["run", *options])))
+    inputs = Inputs(paths_from(settings))
+    planned = plan(settings, resolve_device(settings.device, False), inputs, skip_missing=False)
+    return [item.cell for item in planned], inputs
+
+
+def random_images(classes: int, per_class: int, size: int) -> tuple[Tensor, Tensor]:
+    """uint8 images (classes * per_class, size, size, 3) and labels, by class; the same at every call."""
     rng = torch.Generator().manual_seed(0)
     n = classes * per_class
-    pixels = torch.randint(0, 256, (n, side, side, 3), generator=rng, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (n, size, size, 3), generator=rng, dtype=torch.uint8)
     return pixels, torch.arange(n) // per_class
 
 
-def assemble(
+def build_harness(
     model: Any,
     method: Any,
-    plugins: Sequence[Any],
     *,
-    side: int,
+    image_size: int,
     experiences: int,
     batch_size: int,
     epochs: int,
     precision: str,
 ) -> Strategy:
-    """The harness as a cell has it, on the CPU. `plugins`: the method, and what stands around it."""
-    pipeline = Pipeline(side, 1.0, MEAN, STD, torch.device("cpu"))
-    return Strategy(
-        model=model,
-        optimizer=method.make_optimizer(model.parameters()),
-        train_collate=flipped(pipeline, generator(0, "augmentation")),
-        eval_collate=clean(pipeline),
-        statistics_collate=flipped(pipeline, generator(0, "statistics")),
-        order=generator(0, "data order"),
-        precision=precision,
-        train_mb_size=batch_size,
-        train_epochs=epochs,
-        eval_mb_size=EVAL_BATCH,
-        device=pipeline.device,
-        plugins=[*plugins, Schedule(cosine), FiniteLoss(), ProgressReporter(ignore, experiences, TICK_SECONDS)],
-    )
+    """The strategy that trains `model` with `method` as in a cell, on the CPU, with a cell's plugins."""
+    values = {"image_size": image_size, "batch_size": batch_size, "epochs": epochs, "precision": precision}
+    protocol = Protocol.model_validate({"backbone": MICRO_NAME, **values})  # `model` is built already
+    pipeline = Pipeline(image_size, 1.0, MEAN, STD, torch.device("cpu"))
+    plugins = [FiniteLoss(), PredictionCollector(), ProgressReporter(ignore, experiences, PROGRESS_SECONDS)]
+    return build_strategy(protocol, 0, model, method, pipeline, plugins).strategy
 
 
-def seconds(work: Callable[..., object], *arguments: Any, calls: int = 1) -> float:
+def seconds(function: Callable[..., object], *arguments: Any, calls: int = 1) -> float:
     """Wall-clock seconds of a call, the mean of `calls` of them."""
     start = time.perf_counter()
     for _ in range(calls):
-        work(*arguments)
+        function(*arguments)
     return (time.perf_counter() - start) / calls
 
 
-def in_turns(works: Mapping[str, Callable[[int], object]], rounds: int, calls: int = 1) -> Rounds:
-    """Seconds of one call of each work, in each round after a first one that warms up.
+def in_turns(functions: Mapping[str, Callable[[int], object]], rounds: int, calls: int = 1) -> Rounds:
+    """Seconds of one call of each function in each round; a first round warms up and is not counted.
 
-    Each is timed once a round, as the mean of `calls` calls with the round's number. Which goes first moves
-    on by one each round, and every other round goes backwards, so that drifting clocks hit all alike.
+    Each function is timed once per round, as the mean of `calls` calls with the round's number. The order is
+    that of `round_order`, so that a changing clock frequency affects all functions alike.
     """
-    found: Rounds = {name: [] for name in works}
+    times: Rounds = {name: [] for name in functions}
     for i in range(rounds + 1):
-        for name in round_order(list(works), i):
-            found[name].append(seconds(works[name], i, calls=calls))
-    return {name: times[1:] for name, times in found.items()}
+        for name in round_order(list(functions), i):
+            times[name].append(seconds(functions[name], i, calls=calls))
+    return {name: column[1:] for name, column in times.items()}
 
 
 def ratios(times: Rounds, reference: str) -> Rounds:

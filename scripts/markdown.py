@@ -1,21 +1,21 @@
-"""Tables that can be pasted into docs/."""
+"""Markdown tables for docs/."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right.
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], heads: int = 1) -> str:
+    """A Markdown table; the first `heads` columns are aligned to the left, the others to the right.
 
     >>> print(table(("method", "n"), [("ncm", "3")]))
     | method | n |
     |:---|---:|
     | ncm | 3 |
     """
-    rule = ":---" + "|---:" * (len(header) - 1)
-    return "\n".join([_line(header), f"|{rule}|", *map(_line, rows)])
+    rule = f"|{':---|' * heads}{'---:|' * (len(header) - heads)}"
+    return "\n".join([_line(header), rule, *map(_line, rows)])
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return f"| {' | '.join(cells)} |"

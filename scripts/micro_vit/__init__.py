@@ -1,1 +1,1 @@
-"""Training and the card of the packaged backbone."""
+"""Training and card of the packaged micro ViT."""

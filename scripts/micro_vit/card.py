@@ -1,6 +1,6 @@
 """Measure the packaged micro ViT and write its card, as JSON for programs and as Markdown for people.
 
-python scripts/micro_vit_card.py --data-root ~/.cache/duallora-bench --out bench/weights
+.nox/env/bin/python -m scripts.micro_vit.card --data-root ~/.cache/duallora-bench --out bench/weights
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from train_micro_vit import Recipe, images
 
 from bench.benchmarks.digits import Digits
 from bench.benchmarks.loading import load_arrays
@@ -28,12 +27,13 @@ from bench.benchmarks.splits import make_split
 from bench.cell.backbone import MICRO_ARCHITECTURE, MICRO_NAME
 from bench.cell.batches import central, unit
 from methods.vit import embed
+from scripts.micro_vit.train import Recipe, images
 
 RANDOM_SEEDS = (0, 1, 2)
 
 
 def trained(path: Path) -> VisionTransformer:
-    """The network as packaged: float16 weights, computed with in float32."""
+    """The network as packaged: weights stored in float16 and used in float32."""
     model = VisionTransformer(**MICRO_ARCHITECTURE, num_classes=100)
     model.load_state_dict({k: v.float() for k, v in load_file(str(path)).items()})
     return model.eval()
@@ -58,17 +58,17 @@ def features(model: VisionTransformer, pixels: np.ndarray) -> np.ndarray:
 
 
 def digits_probe(model: VisionTransformer) -> float:
-    """Test accuracy on the digits benchmark of logistic regression on standardised frozen features."""
-    source = Digits(Digits.Options()).open([])
-    split = make_split(source, tasks=1, seed=0, scale=Digits.scales["full"], eval_on="test")
-    data = load_arrays(source, split, 32, 1.0)
+    """Test accuracy of logistic regression on standardised frozen features, on the digits benchmark."""
+    dataset = Digits(Digits.Options()).open([])
+    split = make_split(dataset, tasks=1, seed=0, scale=Digits.scales["full"], eval_on="test")
+    data = load_arrays(dataset, split, 32, 1.0)
     scaler = StandardScaler().fit(features(model, data.train_x))
     probe = LogisticRegression(max_iter=5000)
     probe.fit(scaler.transform(features(model, data.train_x)), data.train_y)
     return float(probe.score(scaler.transform(features(model, data.test_x)), data.test_y))
 
 
-def card(path: Path, data_root: Path) -> dict[str, Any]:
+def measure(path: Path, data_root: Path) -> dict[str, Any]:
     model = trained(path)
     return {
         "name": MICRO_NAME,
@@ -85,24 +85,24 @@ def card(path: Path, data_root: Path) -> dict[str, Any]:
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
-    random = ", ".join(f"{100 * value:.1f} %" for value in found["digits_probe_accuracy_random_weights"])
-    recipe = "\n".join(f"| {name} | {value} |" for name, value in found["recipe"].items())
-    return f"""# {found["name"]}
+def markdown(card: dict[str, Any]) -> str:
+    random = ", ".join(f"{100 * value:.1f} %" for value in card["digits_probe_accuracy_random_weights"])
+    recipe = "\n".join(f"| {name} | {value} |" for name, value in card["recipe"].items())
+    return f"""# {card["name"]}
 
-A vision transformer small enough to be packaged: {found["parameters"]:,} parameters,
+A vision transformer small enough to be packaged: {card["parameters"]:,} parameters,
 {MICRO_ARCHITECTURE["depth"]} blocks of width {MICRO_ARCHITECTURE["embed_dim"]}, 32-pixel input, patches of
 {MICRO_ARCHITECTURE["patch_size"]} pixels; timm's `VisionTransformer`. Stored as float16, used as float32.
 
-Written by `scripts/micro_vit_card.py`; the weights by `scripts/train_micro_vit.py`.
+Written by `scripts/micro_vit/card.py`; the weights by `scripts/micro_vit/train.py`.
 
 | what | value |
 |---|---|
-| sha256 | `{found["sha256"]}` |
-| pre-trained on | {found["pretrained_on"]}, supervised |
+| sha256 | `{card["sha256"]}` |
+| pre-trained on | {card["pretrained_on"]}, supervised |
 | input | mean = std = 0.5 |
-| CIFAR-100 test accuracy, 100 classes | {100 * found["cifar100_test_accuracy"]:.2f} % |
-| linear probe on `digits`, test accuracy | {100 * found["digits_probe_accuracy"]:.1f} % |
+| CIFAR-100 test accuracy, 100 classes | {100 * card["cifar100_test_accuracy"]:.2f} % |
+| linear probe on `digits`, test accuracy | {100 * card["digits_probe_accuracy"]:.1f} % |
 | the same probe on random weights, seeds {", ".join(map(str, RANDOM_SEEDS))} | {random} |
 
 **CIFAR-100 is what this network was trained on.** A `cifar100` cell that uses it is contaminated: the record
@@ -126,10 +126,10 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("bench/weights"))
     args = parser.parse_args()
-    found = card(args.out / f"{MICRO_NAME}.safetensors", args.data_root)
-    (args.out / f"{MICRO_NAME}.json").write_text(json.dumps(found, indent=2) + "\n")
-    (args.out / "README.md").write_text(markdown(found))
-    print(markdown(found))
+    card = measure(args.out / f"{MICRO_NAME}.safetensors", args.data_root)
+    (args.out / f"{MICRO_NAME}.json").write_text(json.dumps(card, indent=2) + "\n")
+    (args.out / "README.md").write_text(markdown(card))
+    print(markdown(card))
 
 
 if __name__ == "__main__":

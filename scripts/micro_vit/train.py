@@ -1,7 +1,7 @@
 """Train the packaged micro ViT on CIFAR-100 and write its weights.
 
-    python scripts/train_micro_vit.py --data-root ~/.cache/duallora-bench --out bench/weights
-    python scripts/micro_vit_card.py --data-root ~/.cache/duallora-bench --out bench/weights
+    .nox/env/bin/python -m scripts.micro_vit.train --data-root ~/.cache/duallora-bench --out bench/weights
+    .nox/env/bin/python -m scripts.micro_vit.card --data-root ~/.cache/duallora-bench --out bench/weights
 
 Needs the CIFAR-100 python files under the data root. About an hour on two cores with bfloat16.
 The recipe is plain supervised training: AdamW, cosine to zero, random crops and flips, label
@@ -60,8 +60,8 @@ def augment(x: Tensor, padding: int, rng: np.random.Generator) -> Tensor:
     return torch.stack([p[:, i : i + size, j : j + size] for p, (i, j) in zip(padded, corners, strict=True)])
 
 
-def rate(step: int, total: int, warmup: int) -> float:
-    """Share of the base learning rate: linear warm-up, then a cosine to zero."""
+def factor(step: int, total: int, warmup: int) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
@@ -87,14 +87,14 @@ def train(model: VisionTransformer, x: Tensor, y: Tensor, recipe: Recipe) -> Non
         model.patch_drop.prob = 0.0 if whole else recipe.patch_drop
         order, start, total_loss = torch.from_numpy(rng.permutation(len(x))), time.perf_counter(), 0.0
         for step in range(steps):
-            picked = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            share = rate(epoch * steps + step, recipe.epochs * steps, recipe.warmup_epochs * steps)
+            rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            lr = recipe.lr * factor(epoch * steps + step, recipe.epochs * steps, recipe.warmup_epochs * steps)
             for group in opt.param_groups:
-                group["lr"] = recipe.lr * share
-            batch = augment(x[picked], recipe.crop_padding, rng)
+                group["lr"] = lr
+            batch = augment(x[rows], recipe.crop_padding, rng)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch)
-            loss = F.cross_entropy(logits.float(), y[picked], label_smoothing=recipe.label_smoothing)
+            loss = F.cross_entropy(logits.float(), y[rows], label_smoothing=recipe.label_smoothing)
             opt.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

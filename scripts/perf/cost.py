@@ -1,15 +1,15 @@
-"""What each method costs, as multiples of the forward pass of the plain timm ViT.
+"""The cost of each method, as multiples of the forward pass of the plain timm ViT.
 
     nox -s perf -- cost [--methods finetune,inflora] [--backbone vit_tiny_patch16_224] [--image-size 64]
                    [--inference-batches 1,64] [--train-batch 32] [--tasks 10] [--rounds 15]
                    [--images-per-class 8] [--epochs 4] [--precision fp32]
 
-Weights and images are random; only time and size are measured. Each method learns `tasks` experiences of
-ten classes through the harness. Measured are `name@t`, the model as it is deployed after t experiences,
-and a training step in the midst of experience t: the harness's own, with every callback. All models of a
-table are timed once a round, in turns, and a ratio is formed within a round. The row "again" is a second
-plain ViT: what it shows beside 1 is noise. The operations of an inference are the floor for its time where
-arithmetic takes all of it: two passes make 2, tokens added to the sequence make it longer.
+Weights and images are random; only time and size are measured. Each method learns `tasks` tasks of ten
+classes in the harness. `name@t` is the model as it is deployed after t tasks; a training step is one of the
+harness in task t, with every callback. All models of a table are timed once per round, in turns, and ratios
+are formed within a round. The row "again" is a second plain ViT: its difference from 1 is noise. The
+operations of an inference are a lower bound for its time if only arithmetic takes time: two passes give 2,
+tokens added to the sequence give more than 1.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from bench.cell.rng import seed_everything
 from bench.cell.runner import deployed_copy, images_like
 from bench.cell.strategy import Strategy, autocast
 from bench.cell.stream import experiences
+from bench.model import FrozenModel
 from bench.probes.flops import flops_of
 from bench.probes.sizes import size_of
-from bench.probes.training import PhaseTimer, phases_of
-from bench.spec import MAX_IMAGE_SIZE, Choice, Frozen, parse_choice, sentence
-from methods.errors import UsageError, unknown
+from bench.probes.training import phases_of
+from bench.spec import MAX_IMAGE_SIZE, Choice, parse_choice
+from methods.errors import UsageError, describe_validation, unknown
 from methods.registry import METHODS
 from methods.strategy import Plugin
 from reports.text import DASH, number
-from scripts.common import MEAN, STD, Rounds, assemble, in_turns, random_images, ratios, seconds
+from scripts.common import MEAN, STD, Rounds, build_harness, in_turns, random_images, ratios, seconds
 
 CLASSES = 10
-#: One pass with one image is too short to be timed alone.
+#: Calls per timing with one image, because one pass is too short to be timed.
 CALLS_OF_ONE_IMAGE = 5
 
 PLAIN = "plain timm forward"
@@ -53,8 +54,8 @@ HEAD_ONLY = "plain timm head-only step"
 Count = Annotated[int, Field(gt=0)]
 
 
-class Setting(Frozen):
-    """What is measured. `inference_batches` and `train_batch` are images a call; `tasks` are experiences."""
+class Setting(FrozenModel):
+    """The options of the command; `inference_batches` and `train_batch` are images per call."""
 
     methods: tuple[Choice, ...] = Field(min_length=1)
     backbone: str
@@ -79,19 +80,23 @@ class Setting(Frozen):
 
 @dataclass(frozen=True)
 class Stage:
-    """A method that has learnt `name`'s number of experiences.
+    """A method after a number of tasks.
 
-    `model` is what is deployed then. `midst` is the strategy before a step of the last of them, None where
-    the method makes no steps. `trained` counts the parameters in the optimiser, `list_checkpoints` the numbers in the
-    method's state. `total` is the seconds of the last experience, `outside` those of the method's own work
-    before and after its epochs.
+    Attributes:
+        name: label of the method and number of tasks: `name@t`.
+        model: as it is deployed.
+        stopped: the strategy before the first step of the last task; None if the method makes no steps.
+        trained: number of parameters in the optimiser.
+        stored: number of elements in the method's state.
+        total: seconds of training the last task.
+        outside: the part of them that the method takes before the first epoch and after the last.
     """
 
     name: str
     model: Any
-    midst: Strategy | None
+    stopped: Strategy | None
     trained: int
-    kept: int
+    stored: int
     total: float
     outside: float
 
@@ -99,15 +104,15 @@ class Stage:
 # ---- learning -------------------------------------------------------------------------------------------
 
 
-class MidstError(Exception):
-    """Thrown out of an experience to stop before its first step."""
+class StoppedError(Exception):
+    """Raised before the first step of an experience."""
 
 
 class StopAtStep(Plugin):
-    """Leaves an experience before its first step."""
+    """Stops training before the first step of an experience."""
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        raise MidstError
+        raise StoppedError
 
 
 def vit(setting: Setting) -> Any:
@@ -123,50 +128,49 @@ def vit(setting: Setting) -> Any:
     return build(Backbone(tag, None, RANDOM, MEAN, STD), setting.image_size)
 
 
-def fresh(choice: Choice, setting: Setting) -> Any:
-    """The method, plugged into nothing yet.
+def make_method(choice: Choice, setting: Setting) -> Any:
+    """The method, not attached to a model yet.
 
     Raises:
-        UsageError: for an unknown method or option, one that does not suit so many experiences, or a method
-            that does not learn as it goes.
+        UsageError: for an unknown method or option, one that does not suit so many tasks, or a method that
+            trains jointly.
     """
-    cls = METHODS[choice.name].load()
-    if cls.trains_jointly:
+    method_class = METHODS[choice.name].load()
+    if method_class.trains_jointly:
         raise UsageError(
-            f"method '{choice.name}' trains once, at the last experience, so there is no cost a task "
-            "to compare; leave it out of --methods"
+            f"method '{choice.name}' trains once, at the last task, so there is no cost per task to compare; "
+            "leave it out of --methods"
         )
-    method = cls(**choice.options)
+    method = method_class(**choice.options)
     method.check(method.hyper, setting.tasks)
     return method
 
 
 def learn(choice: Choice, setting: Setting) -> list[Stage]:
-    """The method after its first experience and after its last."""
-    method = fresh(choice, setting)
-    strategy = around(method, setting)
+    """The method after its first task and after its last."""
+    method = make_method(choice, setting)
+    strategy = harness(method, setting)
     x, y = random_images(CLASSES * setting.tasks, setting.images_per_class, setting.image_size)
     stream = experiences(x.numpy(), y.numpy(), (CLASSES,) * setting.tasks)
-    around(fresh(choice, setting), setting).train(stream[0])  # warms up: the first run is slower
+    harness(make_method(choice, setting), setting).train(stream[0])  # warms up: the first run is slower
     stages = []
     for t, experience in enumerate(stream, 1):
-        kept = t in (1, setting.tasks)
-        midst = stopped(copy.deepcopy(strategy), experience) if kept else None
+        measured = t in (1, setting.tasks)
+        stopped = stop_at_step(copy.deepcopy(strategy), experience) if measured else None
         total = seconds(strategy.train, experience)
-        if kept:
-            stages.append(stage(f"{choice.label}@{t}", strategy, method, midst, total))
+        if measured:
+            stages.append(stage(f"{choice.label}@{t}", strategy, method, stopped, total))
     return stages
 
 
-def around(method: Any, setting: Setting) -> Strategy:
-    """The harness with `method` on a fresh model."""
+def harness(method: Any, setting: Setting) -> Strategy:
+    """The harness with `method` on a new model."""
     model = vit(setting)
-    seed_everything(0)  # building drew random numbers; the method's own start afresh
-    return assemble(
+    seed_everything(0)  # building drew random numbers; the method starts from the seed
+    return build_harness(
         model,
         method,
-        [PhaseTimer(), method, PhaseTimer()],
-        side=setting.image_size,
+        image_size=setting.image_size,
         experiences=setting.tasks,
         batch_size=setting.train_batch,
         epochs=setting.epochs,
@@ -174,28 +178,28 @@ def around(method: Any, setting: Setting) -> Strategy:
     )
 
 
-def stopped(strategy: Strategy, experience: Any) -> Strategy | None:
-    """`strategy` in the midst of `experience`, before a first step; None if the experience makes no step."""
+def stop_at_step(strategy: Strategy, experience: Any) -> Strategy | None:
+    """Train up to the first step of `experience`; returns the strategy, or None if there is no step."""
     strategy.plugins.append(StopAtStep())
     try:
         strategy.train(experience)
-    except MidstError:
+    except StoppedError:
         strategy.plugins.pop()
         return strategy
     return None
 
 
-def stage(name: str, strategy: Strategy, method: Any, midst: Strategy | None, total: float) -> Stage:
-    """What the method is right after an experience, with a copy of its model as it is deployed."""
-    own = phases_of(strategy)
+def stage(name: str, strategy: Strategy, method: Any, stopped: Strategy | None, total: float) -> Stage:
+    """The method directly after an experience, with a copy of its model as it is deployed."""
+    phases = phases_of(strategy)
     return Stage(
         name=name,
         model=deployed_copy(strategy, method),
-        midst=midst,
+        stopped=stopped,
         trained=sum(p.numel() for group in strategy.optimizer.param_groups for p in group["params"]),
-        kept=size_of(method.state().values()).elements,
+        stored=size_of(method.state().values()).elements,
         total=total,
-        outside=own.prepare + own.consolidate,
+        outside=phases.prepare + phases.consolidate,
     )
 
 
@@ -203,24 +207,24 @@ def stage(name: str, strategy: Strategy, method: Any, midst: Strategy | None, to
 
 
 def inference(stages: Sequence[Stage], batch: int, setting: Setting) -> Rounds:
-    """Seconds an image of the deployed models, beside the plain ViT and a second one."""
+    """Seconds per image of the deployed models, of the plain ViT, and of a second plain ViT."""
     x = inputs(batch, setting)
     models = {PLAIN: plain(setting), AGAIN: plain(setting)} | {s.name: s.model for s in stages}
-    works = {name: forward(model, x, setting.precision) for name, model in models.items()}
-    return an_image(in_turns(works, setting.rounds, CALLS_OF_ONE_IMAGE if batch == 1 else 1), batch)
+    functions = {name: forward(model, x, setting.precision) for name, model in models.items()}
+    return per_image(in_turns(functions, setting.rounds, CALLS_OF_ONE_IMAGE if batch == 1 else 1), batch)
 
 
 def steps(stages: Sequence[Stage], setting: Setting) -> Rounds:
-    """Seconds an image of a training step, beside the plain ViT's; no entry without steps."""
+    """Seconds per image of a training step and of the plain ViT; no entry for methods without steps."""
     batch, precision = setting.train_batch, setting.precision
     x = inputs(batch, setting)
-    works = {name: forward(plain(setting), x, precision) for name in (PLAIN, AGAIN)}
-    works[HEAD_ONLY] = head_only_step(plain(setting), x, precision)
-    works |= {s.name: step(s.midst, x) for s in stages if s.midst is not None}
-    return an_image(in_turns(works, setting.rounds), batch)
+    functions = {name: forward(plain(setting), x, precision) for name in (PLAIN, AGAIN)}
+    functions[HEAD_ONLY] = head_only_step(plain(setting), x, precision)
+    functions |= {s.name: step(s.stopped, x) for s in stages if s.stopped is not None}
+    return per_image(in_turns(functions, setting.rounds), batch)
 
 
-def an_image(times: Rounds, batch: int) -> Rounds:
+def per_image(times: Rounds, batch: int) -> Rounds:
     return {name: [t / batch for t in column] for name, column in times.items()}
 
 
@@ -230,12 +234,12 @@ def operations(model: Any, setting: Setting) -> int:
 
 
 def inputs(batch: int, setting: Setting) -> Tensor:
-    """Noise (batch, 3, S, S), as normalised images would be."""
+    """Noise (batch, 3, S, S) with the statistics of normalised images."""
     return images_like(batch, setting.image_size, torch.device("cpu"))
 
 
 def plain(setting: Setting) -> Any:
-    """timm's own ViT with its own classifier for all classes, which alone is trainable."""
+    """timm's own ViT with a classifier for all classes, the only part that is trainable."""
     model = vit(setting)
     model.reset_classifier(CLASSES * setting.tasks)
     model.requires_grad_(False).head.requires_grad_(True)
@@ -244,11 +248,11 @@ def plain(setting: Setting) -> Any:
 
 def forward(model: Any, x: Tensor, precision: str) -> Callable[[int], object]:
     @torch.inference_mode()
-    def work(_: int) -> None:
+    def predict(_: int) -> None:
         with autocast(x.device, precision):
             model(x)
 
-    return work
+    return predict
 
 
 def head_only_step(model: Any, x: Tensor, precision: str) -> Callable[[int], object]:
@@ -257,26 +261,26 @@ def head_only_step(model: Any, x: Tensor, precision: str) -> Callable[[int], obj
     optimizer = torch.optim.Adam(model.head.parameters())
     y = torch.randint(model.num_classes, (len(x),))
 
-    def work(_: int) -> None:
+    def train(_: int) -> None:
         optimizer.zero_grad()
         with autocast(x.device, precision):
             logits = model(x)
         F.cross_entropy(logits.float(), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return work
+    return train
 
 
 def step(strategy: Any, x: Tensor) -> Callable[[int], object]:
-    """A step of the experience `strategy` is in: Avalanche's own loop over a single batch."""
+    """A training step of a stopped strategy: Avalanche's own loop over a single batch."""
     classes = torch.tensor(sorted(strategy.experience.classes_in_this_experience))
     y = classes[torch.randint(len(classes), (len(x),))]
 
-    def work(_: int) -> None:
+    def train(_: int) -> None:
         strategy.dataloader = [[x, y]]
         strategy.training_epoch()
 
-    return work
+    return train
 
 
 # ---- printing -------------------------------------------------------------------------------------------
@@ -284,18 +288,18 @@ def step(strategy: Any, x: Tensor) -> Callable[[int], object]:
 
 def report(setting: Setting) -> Iterator[str]:
     """The parts of the output, each as soon as it is measured."""
-    for choice in setting.methods:  # mistakes are answered before anything is learnt
-        fresh(choice, setting).attach(vit(setting))
+    for choice in setting.methods:  # mistakes are reported before anything is trained
+        make_method(choice, setting).attach(vit(setting))
     size, threads = setting.image_size, torch.get_num_threads()
     yield (
         f"{setting.backbone}, random weights, {size} x {size} pixels, {setting.precision}, "
         f"{threads} threads, torch {torch.__version__}"
     )
     yield (
-        f"name@t: t experiences of {CLASSES} classes; median (25 % to 75 %) of {setting.rounds} rounds; "
+        f"name@t: t tasks of {CLASSES} classes; median (25 % to 75 %) of {setting.rounds} rounds; "
         "x plain forward: as multiples of it in the same round"
     )
-    stages = [found for choice in setting.methods for found in learn(choice, setting)]
+    stages = [stage for choice in setting.methods for stage in learn(choice, setting)]
     names = [s.name for s in stages]
     for batch in setting.inference_batches:
         mean = f", a timing is the mean of {CALLS_OF_ONE_IMAGE} calls" if batch == 1 else ""
@@ -304,15 +308,15 @@ def report(setting: Setting) -> Iterator[str]:
     title = f"training step, batch {setting.train_batch}"
     yield title + "\n" + times_table(steps(stages, setting), [PLAIN, AGAIN, HEAD_ONLY, *names])
     yield (
-        f"the last of t experiences, {CLASSES * setting.images_per_class} images, {setting.epochs} epochs; "
-        "timed once; outside: the method's work before and after the epochs\n"
+        f"training of task t, {CLASSES * setting.images_per_class} images, {setting.epochs} epochs; timed "
+        "once; outside: the method's work before and after the epochs\n"
         "operations: counted in one inference, as multiples of those of the plain forward\n"
         + learning_table(stages, setting)
     )
 
 
 def times_table(times: Rounds, names: Sequence[str]) -> str:
-    """A row a name, with dashes where there is no time."""
+    """One row per name, with dashes where there is no time."""
     multiples = ratios(times, PLAIN)
     rows = [
         [name, spread(times[name], 1e3, 3), spread(multiples[name], 1.0, 2)]
@@ -320,21 +324,21 @@ def times_table(times: Rounds, names: Sequence[str]) -> str:
         else [name, DASH, DASH]
         for name in names
     ]
-    return aligned([["", "ms an image", "x plain forward"], *rows])
+    return aligned([["", "ms per image", "x plain forward"], *rows])
 
 
 def learning_table(stages: Sequence[Stage], setting: Setting) -> str:
-    header = ["", "trained parameters", "numbers in its state", "seconds", "outside", "share", "operations"]
-    of_plain = operations(plain(setting), setting)
+    header = ["", "trained parameters", "stored numbers", "seconds", "outside", "share", "operations"]
+    plain_operations = operations(plain(setting), setting)
     rows = [
         [
             s.name,
             number(s.trained, 0),
-            number(s.list_checkpoints, 0),
+            number(s.stored, 0),
             number(s.total, 3),
             number(s.outside, 3),
             number(100 * s.outside / s.total, 1) + " %",
-            number(operations(s.model, setting) / of_plain, 2),
+            number(operations(s.model, setting) / plain_operations, 2),
         ]
         for s in stages
     ]
@@ -367,9 +371,9 @@ def read(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Mapp
     parser.add_argument("--methods", help="names, separated by commas; a variant is name:key=value+key=value")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="timm's name")
     parser.add_argument("--image-size", type=int, default=64, help="pixels")
-    parser.add_argument("--inference-batches", default="1,64", help="images a call, separated by commas")
-    parser.add_argument("--train-batch", type=int, default=32, help="images a step")
-    parser.add_argument("--tasks", type=int, default=10, help=f"experiences of {CLASSES} classes")
+    parser.add_argument("--inference-batches", default="1,64", help="images per call, separated by commas")
+    parser.add_argument("--train-batch", type=int, default=32, help="images per step")
+    parser.add_argument("--tasks", type=int, default=10, help=f"tasks of {CLASSES} classes")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images-per-class", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=4)
@@ -383,18 +387,17 @@ def setting_of(values: Mapping[str, Any]) -> Setting:
     Raises:
         UsageError: for a text that cannot be read, or a value that is not legal.
     """
-    given = values["methods"]
-    names = given.split(",") if given is not None else every_method()
+    names = values["methods"].split(",") if values["methods"] is not None else every_method()
     batches = values["inference_batches"].split(",")
     methods = tuple(parse_choice(name) for name in names)
     try:
         return Setting.model_validate({**values, "methods": methods, "inference_batches": batches})
     except ValidationError as error:
-        raise UsageError("; ".join(sentence(e) for e in error.errors())) from None
+        raise UsageError(describe_validation(error)) from None
 
 
 def every_method() -> list[str]:
-    """The methods that learn as they go."""
+    """The methods that train in every task."""
     return [name for name, entry in METHODS.items() if not entry.load().trains_jointly]
 
 

@@ -1,10 +1,10 @@
-"""How long the report of 1,000 records takes, and where the time goes.
+"""How long the report of 1,000 records takes, and which functions take the time.
 
     nox -s perf -- report [--methods 10] [--benchmarks 10] [--seeds 10] [--tasks 10] [--slowest 12]
 
-The records are made up and hold costs; they are read from disk and rendered into a temporary folder, once
-to take the time, and once under the profiler. Listed are the project's functions that took longest, what
-they call included.
+The records are invented, with costs; they are read from disk and rendered into a temporary folder, once for
+the time, and once with the profiler. The output lists the slowest functions of the project, by cumulative
+time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.costs import paired_ratio, timing
-from bench.metrics import accuracy_matrix, compute_all
 from bench.record import SCHEMA, Record, read_all, write
 from reports.report import write_report
 
@@ -28,7 +26,7 @@ ROUNDS, CALLS = 10, 20
 ROOMS = ("bench", "reports")
 
 
-def made_up(method: int, benchmark: int, seed: int, tasks: int) -> Record:
+def invented(method: int, benchmark: int, seed: int, tasks: int) -> Record:
     """A valid record; better methods have lower numbers."""
     source = random.Random(f"{method} {benchmark} {seed}")
     counts = [1000] * tasks
@@ -48,8 +46,6 @@ def made_up(method: int, benchmark: int, seed: int, tasks: int) -> Record:
             "class_order": order,
             "correct": correct,
             "counts": counts,
-            "accuracy_matrix": accuracy_matrix(correct, counts),
-            "metrics": compute_all(correct, counts),
             "cost": _cost(tasks, source),
             "manifest": _manifest(),
         }
@@ -92,9 +88,17 @@ def _manifest() -> dict[str, Any]:
 def _cost(tasks: int, source: random.Random) -> dict[str, Any]:
     latency = [_latency(learnt, batch, source) for batch in (1, 32) for learnt in (1, tasks)]
     return {
-        "train_seconds": [source.uniform(5, 6) for _ in range(tasks)],
-        "train_images": [5000] * tasks,
-        "eval_seconds": [1.0] * tasks,
+        "experiences": [
+            {
+                "train_seconds": source.uniform(5, 6),
+                "train_images": 5000,
+                "eval_seconds": 1.0,
+                "flops": 10**9,
+                "trainable": 10**5,
+                "stored_bytes": 4 * 10**5,
+            }
+            for _ in range(tasks)
+        ],
         "latency": latency,
         "conditions": {
             "device": "cpu: a processor",
@@ -105,11 +109,8 @@ def _cost(tasks: int, source: random.Random) -> dict[str, Any]:
             "beside": ["all"],
             "started": "2025-01-31T12:02:00+00:00",
         },
-        "throughput": 32 / latency[-1]["model"]["median"],
         "peak_memory": {"kind": "rss", "training": {"peak": 2 * 10**9, "baseline": 10**9}},
-        "flops": [10**9] * tasks,
         "plain_flops": 10**9,
-        "parameters": {"trainable": [10**5] * tasks, "stored_bytes": [4 * 10**5] * tasks},
     }
 
 
@@ -122,23 +123,22 @@ def _latency(learnt: int, batch: int, source: random.Random) -> dict[str, Any]:
         "rounds": ROUNDS,
         "warmup": 10,
         "stable": True,
-        "model": timing(model).model_dump(),
-        "plain": timing(plain).model_dump(),
-        "ratio": paired_ratio(model, plain, ROUNDS),
+        "model": {"samples": model},
+        "plain": {"samples": plain},
     }
 
 
 def write_all(folder: Path, methods: int, benchmarks: int, seeds: int, tasks: int) -> int:
-    """Write the records of a grid as a run would; return how many."""
+    """Write the records of a grid as a run does; returns their number."""
     folder.mkdir(parents=True, exist_ok=True)
     cells = [(m, b, s) for m in range(methods) for b in range(benchmarks) for s in range(seeds)]
     for m, b, s in cells:
-        write(made_up(m, b, s, tasks), folder / f"{m}-{b}-{s}")
+        write(invented(m, b, s, tasks), folder / f"{m}-{b}-{s}")
     return len(cells)
 
 
 def measure(results: Path, out: Path) -> tuple[float, float]:
-    """Seconds of reading and of rendering."""
+    """Seconds for reading and for rendering."""
     start = time.perf_counter()
     records = read_all(results)
     between = time.perf_counter()
@@ -147,19 +147,19 @@ def measure(results: Path, out: Path) -> tuple[float, float]:
 
 
 def profiled(results: Path, out: Path) -> pstats.Stats:
-    """The same once more under the profiler, which adds to every call."""
+    """The same with the profiler, which makes every call slower."""
     profiler = cProfile.Profile()
     profiler.runcall(measure, results, out)
     return pstats.Stats(profiler)
 
 
 def slowest(profile: pstats.Stats, count: int) -> Iterator[str]:
-    """Lines on the project's functions that took longest, what they call included."""
+    """Lines on the slowest functions of the project, by cumulative time."""
     functions = profile.get_stats_profile().func_profiles
     own = [(name, f) for name, f in functions.items() if Path(f.file_name).parent.name in ROOMS]
-    for name, found in sorted(own, key=lambda item: -item[1].cumtime)[:count]:
-        room = "/".join(Path(found.file_name).parts[-2:])
-        yield f"{found.cumtime:7.2f} s  {room}: {name} ({found.ncalls} calls)"
+    for name, profiled in sorted(own, key=lambda item: -item[1].cumtime)[:count]:
+        room = "/".join(Path(profiled.file_name).parts[-2:])
+        yield f"{profiled.cumtime:7.2f} s  {room}: {name} ({profiled.ncalls} calls)"
 
 
 def main() -> None:
@@ -169,10 +169,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results")
-        count = write_all(results, args.methods, args.benchmarks, args.seeds, args.tasks)
+        records = write_all(results, args.methods, args.benchmarks, args.seeds, args.tasks)
         reading, rendering = measure(results, Path(folder, "report"))
-        print(f"{count} records: read in {reading:.1f} s, rendered in {rendering:.1f} s", flush=True)
-        print("once more under the profiler:", flush=True)
+        print(f"{records} records: read in {reading:.1f} s, rendered in {rendering:.1f} s", flush=True)
+        print("again, with the profiler:", flush=True)
         print(*slowest(profiled(results, Path(folder, "again")), args.slowest), sep="\n")
 
 

@@ -1,1 +1,1 @@
-"""Programs behind the findings in the documentation."""
+"""The programs behind the findings in docs/."""

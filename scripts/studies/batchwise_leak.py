@@ -1,15 +1,15 @@
-"""How much a prediction depends on the images it is tested with: one training, several test batches.
+"""How much predictions depend on the other images of a test batch: one training, four ways to batch.
 
     .nox/env/bin/python -m scripts.studies.batchwise_leak --methods "l2p,l2p:selection=batch,dualprompt" \\
         --benchmarks digits --seeds 0 [any option of `python -m bench run`]
 
-Each cell is trained once as `run` would train it. Then the trained model classifies the same test images
-four times: in mixed batches, in batches of one task, in batches of one class, one by one. Weights and
-images are the same, so a method that treats each image on its own has the same accuracy four times.
-`changed` counts the images whose predicted class is not the one of the mixed batches.
+Each cell is trained once, as `run` trains it. Then the trained model classifies the same test images four
+times: in mixed batches, in batches of one task, in batches of one class, one by one. Weights and images are
+the same, so the four accuracies of a method that treats each image separately are equal. `changed` counts the
+images whose predicted class differs from that in the mixed batches.
 
-DualPrompt is tested once more with a vote: a batch shares the expert that most of its images match, as
-the published code has it. It is trained with the experts of known tasks, so the training is the same.
+DualPrompt is tested again with a vote: all images of a batch get the expert that most of them match, as in
+the published code. In training the task is known, so the training is the same.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from bench.cell.inputs import Inputs
 from bench.cell.progress import ignore
-from bench.cell.runner import EVAL_BATCH, assemble
+from bench.cell.runner import EVAL_BATCH, build_run
 from bench.cell.strategy import Strategy
-from bench.cell.stream import ImageSet, experiences
-from bench.cli import build_parser, gather
-from bench.grid.plan import Paths, images_of, paths_from, plan, split_of
-from bench.spec import Cell, settings_from
+from bench.cell.stream import RowDataset, experiences, tasks_of_labels
+from bench.spec import Cell
 from methods.dualprompt import Experts, nearest
 from methods.l2p import most_frequent
+from scripts.common import plan_cells
 from scripts.markdown import table
 
 MIXED = "mixed"
@@ -38,39 +38,39 @@ HEADER = ("method", "benchmark", "seed", "test batches", "accuracy (%)", "change
 Batches = list[list[int]]
 
 
-def orders(labels: Sequence[int], task_of_class: Sequence[int], size: int) -> dict[str, Batches]:
-    """The ways to test: each holds every row once, in batches of at most `size`. `MIXED` comes first."""
+def orders(labels: Sequence[int], task_of_label: Sequence[int], size: int) -> dict[str, Batches]:
+    """The ways to batch, by name: each has every row once, in batches of at most `size`. `MIXED` is first."""
     rows = list(range(len(labels)))
     shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     return {
         MIXED: chunks(shuffled, size),
-        "one task a batch": grouped(rows, [task_of_class[label] for label in labels], size),
-        "one class a batch": grouped(rows, labels, size),
-        "one image a batch": chunks(rows, 1),
+        "one task per batch": grouped(rows, [task_of_label[label] for label in labels], size),
+        "one class per batch": grouped(rows, labels, size),
+        "one image per batch": chunks(rows, 1),
     }
 
 
 def grouped(rows: Sequence[int], groups: Sequence[int], size: int) -> Batches:
-    """Batches of at most `size` rows of one group each."""
-    of_group = [[row for row in rows if groups[row] == group] for group in sorted(set(groups))]
-    return [batch for own in of_group for batch in chunks(own, size)]
+    """Batches of at most `size` rows, each of one group."""
+    by_group = [[row for row in rows if groups[row] == group] for group in sorted(set(groups))]
+    return [batch for members in by_group for batch in chunks(members, size)]
 
 
 def chunks(rows: Sequence[int], size: int) -> Batches:
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def learn(cell: Cell, paths: Paths) -> Strategy:
-    """The strategy after the last experience."""
-    split, arrays = split_of(cell, paths), images_of(cell, paths)
-    strategy = assemble(cell, paths, ignore).strategy
+def learn(cell: Cell, inputs: Inputs) -> Strategy:
+    """The strategy after the last task."""
+    split, arrays = inputs.split(cell), inputs.images(cell)
+    strategy = build_run(cell, inputs, ignore).strategy
     for experience in experiences(arrays.train_x, arrays.train_y, split.task_sizes):
         strategy.train(experience)
     return strategy
 
 
 @torch.no_grad()
-def predict(strategy: Strategy, images: ImageSet, batches: Batches) -> Tensor:
+def predict(strategy: Strategy, images: RowDataset, batches: Batches) -> Tensor:
     """The predicted classes (n,), by row."""
     model, predicted = strategy.model.eval(), torch.empty(len(images), dtype=torch.long)
     for rows in batches:
@@ -85,8 +85,8 @@ def majority(query: Tensor, keys: Tensor) -> Tensor:
     return most_frequent(nearest(query, keys)[:, None])[:, 0]
 
 
-def deployed(strategy: Strategy, label: str) -> Iterator[str]:
-    """The ways in which the trained model chooses prompts, by name; each is in force when it is yielded."""
+def selections(strategy: Strategy, label: str) -> Iterator[str]:
+    """The names of the ways in which the model selects prompts; each is set when its name is yielded."""
     yield label
     prompter = getattr(strategy.model, "prompts", None)
     if isinstance(prompter, Experts):
@@ -94,36 +94,32 @@ def deployed(strategy: Strategy, label: str) -> Iterator[str]:
         yield f"{label}, with a vote"
 
 
-def compared(predictions: Mapping[str, Tensor], labels: Tensor) -> Iterator[tuple[str, str, str, str]]:
-    """(order, accuracy in percent, predictions unlike those of the mixed batches, images)."""
+def compare(predictions: Mapping[str, Tensor], labels: Tensor) -> Iterator[tuple[str, str, str, str]]:
+    """(way to batch, accuracy in percent, number of predictions that differ from `MIXED`, images)."""
     for order, predicted in predictions.items():
-        right = 100 * (predicted == labels).float().mean().item()
+        accuracy = 100 * (predicted == labels).float().mean().item()
         changed = int((predicted != predictions[MIXED]).sum())
-        yield order, f"{right:.2f}", str(changed), str(len(labels))
+        yield order, f"{accuracy:.2f}", str(changed), str(len(labels))
 
 
-def study(cell: Cell, paths: Paths) -> Iterator[tuple[str, ...]]:
-    """A line of the table for each way to deploy and to test the trained cell."""
-    arrays, strategy = images_of(cell, paths), learn(cell, paths)
+def study(cell: Cell, inputs: Inputs) -> Iterator[tuple[str, ...]]:
+    """The rows of the table for a cell, one for each way to select prompts and to batch."""
+    arrays, strategy = inputs.images(cell), learn(cell, inputs)
     labels = arrays.test_y.tolist()
-    images = ImageSet(torch.from_numpy(arrays.test_x), labels, range(len(labels)))
-    ways = orders(labels, arrays.task_of_class.tolist(), EVAL_BATCH)
-    for name in deployed(strategy, cell.method.label):
-        predictions = {order: predict(strategy, images, batches) for order, batches in ways.items()}
-        for row in compared(predictions, torch.tensor(labels)):
+    images = RowDataset(torch.from_numpy(arrays.test_x), labels, range(len(labels)))
+    by_order = orders(labels, tasks_of_labels(inputs.split(cell).task_sizes), EVAL_BATCH)
+    for name in selections(strategy, cell.method.label):
+        predictions = {order: predict(strategy, images, batches) for order, batches in by_order.items()}
+        for row in compare(predictions, torch.tensor(labels)):
             yield name, cell.benchmark.label, str(cell.seed), *row
 
 
-def main() -> None:
-    if len(sys.argv) == 1:
+def main(options: Sequence[str]) -> None:
+    if not options or {"-h", "--help"} & set(options):
         sys.exit(__doc__)
-    settings = settings_from(*gather(build_parser().parse_args(["run", *sys.argv[1:]])))
-    paths = paths_from(settings)
-    rows: list[tuple[str, ...]] = []
-    for planned in plan(settings, skip_missing=False):
-        rows += study(planned.cell, paths)
-    print(table(HEADER, rows))
+    cells, inputs = plan_cells(options)
+    print(table(HEADER, [row for cell in cells for row in study(cell, inputs)]))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

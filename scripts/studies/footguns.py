@@ -1,13 +1,15 @@
-"""The tables of docs/footguns.md that are read off records, or off arithmetic alone.
+"""The tables of docs/footguns.md that follow from records, or from arithmetic alone.
 
-    .nox/env/bin/python -m scripts.studies.footguns backbone RESULTS        accuracy by weights, all else equal
-    .nox/env/bin/python -m scripts.studies.footguns normalisation RESULTS   accuracy by input normalisation
-    .nox/env/bin/python -m scripts.studies.footguns split RESULTS           accuracy by list of images
-    .nox/env/bin/python -m scripts.studies.footguns order RESULTS           spread over class orders, paired and not
-    .nox/env/bin/python -m scripts.studies.footguns forgetting RESULTS      five formulas, same matrices
-    .nox/env/bin/python -m scripts.studies.footguns accuracy RESULTS        three forms, same matrices
-    .nox/env/bin/python -m scripts.studies.footguns intervals               how often a 95 % interval holds the mean
-    .nox/env/bin/python -m scripts.studies.footguns lists FOLDER            three other lists for CIFAR-100
+    .nox/env/bin/python -m scripts.studies.footguns TOPIC [FOLDER]
+
+    backbone RESULTS        accuracy by weights, all else equal
+    normalisation RESULTS   accuracy by input normalisation
+    split RESULTS           accuracy by list of images
+    order RESULTS           variation over class orders, paired and not
+    forgetting RESULTS      five formulas, same matrices
+    accuracy RESULTS        three forms, same matrices
+    intervals               how often a 95 % interval contains the mean
+    lists FOLDER            three other lists for CIFAR-100
 
 RESULTS is a folder that `python -m bench run --results RESULTS` has filled.
 """
@@ -27,6 +29,8 @@ from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
 
+from bench.benchmarks.base import Dataset, Scale, data_roots
+from bench.benchmarks.cifar100 import Cifar100
 from bench.metrics import accuracy_matrix
 from bench.record import Record, read_all
 from methods.errors import UsageError
@@ -38,7 +42,7 @@ from scripts.markdown import table
 Matrix = Sequence[Sequence[float]]
 Text = list[str]
 
-#: Fewer class orders than this say nothing about their spread.
+#: Settings with fewer class orders are left out.
 ENOUGH_ORDERS = 5
 LISTS = (1, 2, 3)
 AS_SHIPPED = "as shipped"
@@ -62,7 +66,7 @@ def take_split(config: dict[str, Any]) -> str:
     return Path(path).stem if path else AS_SHIPPED
 
 
-#: Each takes what is varied out of a configuration, and returns its value in words.
+#: Each removes the varied setting from a configuration, and returns its value as text.
 TAKE: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "backbone": take_backbone,
     "normalisation": take_normalisation,
@@ -71,7 +75,7 @@ TAKE: Mapping[str, Callable[[dict[str, Any]], str]] = {
 
 
 def others(record: Record, take: Callable[[dict[str, Any]], str]) -> tuple[str, str]:
-    """(all that is neither varied nor method nor seed, as text; the varied value)."""
+    """(configuration without the varied setting, method and seed, as text; value of the varied setting)."""
     config = copy.deepcopy(dict(record.config))
     for key in ("method", "seed", "class_order"):
         config.pop(key)
@@ -80,74 +84,75 @@ def others(record: Record, take: Callable[[dict[str, Any]], str]) -> tuple[str, 
 
 
 def varied(records: Iterable[Record], name: str) -> str:
-    """Final accuracy for each value of what is varied, and its difference by seed from the first value."""
-    found: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    """Final accuracy by value of the setting `name`, and the difference from the first value by seed."""
+    groups: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         rest, value = others(record, TAKE[name])
-        found[record.method, rest][value][record.seed] = percent(record, "accuracy")
-    rows = [row for key in sorted(found) if len(found[key]) > 1 for row in compared(key[0], found[key])]
+        groups[record.method, rest][value][record.seed] = percent(record, "accuracy")
+    rows = [row for key in sorted(groups) if len(groups[key]) > 1 for row in compared(key[0], groups[key])]
     return table(("method", name, "final accuracy (%)", "n", "difference by seed (points)"), rows)
 
 
 def compared(method: str, by_value: Mapping[str, Mapping[int, float]]) -> Iterator[Text]:
-    """A row for each value; differences are from the alphabetically first one."""
+    """One row per value; differences are from the alphabetically first one."""
     reference = by_value[min(by_value)]
     for value in sorted(by_value):
         seeds = by_value[value]
         pairs = [seeds[seed] - reference[seed] for seed in seeds if seed in reference]
-        shown = DASH if value == min(by_value) else interval(pairs)
-        yield [method, value, interval(seeds.values()), str(len(seeds)), shown]
+        difference = DASH if value == min(by_value) else interval(pairs)
+        yield [method, value, interval(seeds.values()), str(len(seeds)), difference]
 
 
 # ---- class orders -----------------------------------------------------------------------------------------
 
 
-def spreads(records: Iterable[Record]) -> str:
-    """Two tables for each setting with enough orders: each method's spread, and that of differences."""
-    found: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+def variations(records: Iterable[Record]) -> str:
+    """Two tables for each setting with enough orders: variation of each method, and of differences."""
+    groups: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
-        found[setting(record)][record.method][record.seed] = percent(record, "accuracy")
+        groups[setting(record)][record.method][record.seed] = percent(record, "accuracy")
     parts = []
-    for title, rest in sorted(found):
-        methods = sorted(found[title, rest].items())
-        of = {method: seeds for method, seeds in methods if len(seeds) >= ENOUGH_ORDERS}
-        if of:
-            parts += [title, spread_table(of), *([pair_table(of)] if len(of) > 1 else [])]
+    for title, rest in sorted(groups):
+        methods = sorted(groups[title, rest].items())
+        by_method = {method: seeds for method, seeds in methods if len(seeds) >= ENOUGH_ORDERS}
+        if by_method:
+            pairs = [pair_table(by_method)] if len(by_method) > 1 else []
+            parts += [title, variation_table(by_method), *pairs]
     return "\n\n".join(parts)
 
 
 def setting(record: Record) -> tuple[str, str]:
-    """What cells of several methods and seeds have in common: in short, and whole."""
+    """The configuration without method and seed: as a title, and as text."""
     rest, weights = others(record, take_backbone)
     return f"{record.benchmark}, {record.tasks} tasks, weights {weights}", rest
 
 
-def spread_table(of: Mapping[str, Mapping[int, float]]) -> str:
+def variation_table(by_method: Mapping[str, Mapping[int, float]]) -> str:
     rows = [
-        [method, *(number(v, 2) for v in spread(list(seeds.values()))), str(len(seeds))]
-        for method, seeds in of.items()
+        [method, *(number(v, 2) for v in variation(list(seeds.values()))), str(len(seeds))]
+        for method, seeds in by_method.items()
     ]
     header = ("final accuracy (%)", "mean", "standard deviation", "lowest", "highest", "range", "n")
     return table(header, rows)
 
 
-def spread(values: Sequence[float]) -> tuple[float, ...]:
+def variation(values: Sequence[float]) -> tuple[float, ...]:
     """Mean, standard deviation (n - 1), lowest, highest, range."""
     low, high = min(values), max(values)
     return statistics.mean(values), statistics.stdev(values), low, high, high - low
 
 
-def pair_table(of: Mapping[str, Mapping[int, float]]) -> str:
+def pair_table(by_method: Mapping[str, Mapping[int, float]]) -> str:
     rows = []
-    for a, b in combinations(of, 2):
-        seeds = sorted(of[a].keys() & of[b].keys())
-        found = pairing([of[a][s] for s in seeds], [of[b][s] for s in seeds])
-        rows.append([f"{a} - {b}", *(number(v, 2) for v in found), str(len(seeds))])
+    for a, b in combinations(by_method, 2):
+        seeds = sorted(by_method[a].keys() & by_method[b].keys())
+        values = pairing([by_method[a][s] for s in seeds], [by_method[b][s] for s in seeds])
+        rows.append([f"{a} - {b}", *(number(v, 2) for v in values), str(len(seeds))])
     return table(("difference (points)", "mean", "sd by seed", "sd unpaired", "n"), rows)
 
 
 def pairing(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Mean difference, its standard deviation by seed, and what it would be were the seeds unrelated."""
+    """Mean difference, its standard deviation over paired seeds, and the one for independent seeds."""
     differences = [x - y for x, y in zip(a, b, strict=True)]
     unpaired = sqrt(statistics.variance(a) + statistics.variance(b))
     return statistics.mean(differences), statistics.stdev(differences), unpaired
@@ -157,19 +162,19 @@ def pairing(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float
 
 
 def forgetting_to_the_last(matrix: Matrix) -> float:
-    """Best accuracy of a task, the last row included, minus its final one (PILOT, mammoth): never below 0."""
+    """Best accuracy of a task, the last row included, minus its final one (PILOT, mammoth); at least 0."""
     last = len(matrix) - 1
     return fsum(max(matrix[i][j] for i in range(j, last + 1)) - matrix[last][j] for j in range(last)) / last
 
 
 def forgetting_short(matrix: Matrix) -> float:
-    """LibContinual's: the last task but one is left out of the sum, and counted in the divisor."""
+    """LibContinual's: the last task but one is missing in the sum, but counted in the divisor."""
     last = len(matrix) - 1
     return fsum(matrix[j][j] - matrix[last][j] for j in range(last - 1)) / last
 
 
 def formulas(record: Record) -> list[float]:
-    """In points: three from the record's metrics, two computed here."""
+    """Forgetting in points: three forms from the record's metrics, two computed here."""
     matrix: Any = accuracy_matrix(record.correct or [], record.counts or [])
     return [
         percent(record, "forgetting"),
@@ -181,7 +186,7 @@ def formulas(record: Record) -> list[float]:
 
 
 def forms(record: Record) -> list[float]:
-    """In percent: the three accuracies, and by how much the first two differ."""
+    """Three accuracies in percent, and the difference of the first two."""
     task_mean, weighted = percent(record, "accuracy"), percent(record, "accuracy_weighted")
     average = percent(record, "average_incremental_accuracy")
     return [task_mean, weighted, average, abs(task_mean - weighted)]
@@ -206,18 +211,18 @@ def accuracies(records: Iterable[Record]) -> str:
 
 
 def means(records: Iterable[Record], numbers: Callable[[Record], list[float]], header: Sequence[str]) -> str:
-    """A row for each setting and method that was tested after every task: means over seeds."""
-    found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
+    """One row for each setting and method that was evaluated after every task: means over seeds."""
+    groups: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
     for record in records:
         if record.tasks > 1 and all(row[0] is not None for row in record.correct or []):
-            found[(*setting(record), record.method)].append(numbers(record))
+            groups[(*setting(record), record.method)].append(numbers(record))
     rows = [
         [
             f"{method}: {title}",
             str(len(lines)),
             *(number(statistics.mean(c), 2) for c in zip(*lines, strict=True)),
         ]
-        for (title, _, method), lines in sorted(found.items())
+        for (title, _, method), lines in sorted(groups.items())
     ]
     return table(header, rows)
 
@@ -226,7 +231,7 @@ def means(records: Iterable[Record], numbers: Callable[[Record], list[float]], h
 
 
 def coverage(n: int, runs: int = RUNS, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float]:
-    """How often, in percent, each interval over `n` normal values holds their true mean."""
+    """How often, in percent, each interval over `n` normal values contains their true mean."""
     import numpy as np
     from scipy.special import stdtrit
 
@@ -237,12 +242,12 @@ def coverage(n: int, runs: int = RUNS, resamples: int = RESAMPLES, seed: int = 0
     picks = rng.integers(n, size=(resamples, n))
     edges = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
     boot = np.array([np.percentile(row[picks].mean(1), edges) for row in values])
-    held = {
+    contained = {
         "t": np.abs(mean) <= half,
         "bootstrap": (boot[:, 0] <= 0) & (boot[:, 1] >= 0),
         "mean ± std": np.abs(mean) <= values.std(1),
     }
-    return {name: 100 * float(inside.mean()) for name, inside in held.items()}
+    return {name: 100 * float(inside.mean()) for name, inside in contained.items()}
 
 
 def coverages() -> str:
@@ -254,30 +259,25 @@ def coverages() -> str:
 
 
 def drawn(labels: Sequence[int], per_class: int, rng: random.Random) -> list[int]:
-    """Sorted rows: `per_class` of each class, at random."""
+    """Sorted rows: `per_class` random ones of each class."""
     rows: dict[int, list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
         rows[label].append(row)
     return sorted(row for label in sorted(rows) for row in rng.sample(rows[label], per_class))
 
 
-def write_lists(folder: Path) -> str:
-    """Lists as small as CIFAR-100's `quick`, of other images of the same official sides."""
-    from bench.benchmarks.base import data_roots
-    from bench.grid.plan import open_benchmark, open_dataset
-
-    source = open_dataset("cifar100", (), data_roots(None))
-    quick = open_benchmark("cifar100", ()).scales["quick"]
-    sides = (("train", source.train, quick.train_per_class), ("test", source.test, quick.test_per_class))
+def write_lists(folder: Path, dataset: Dataset, scale: Scale) -> str:
+    """Write lists of random images, as many of each class as the scale has."""
+    parts = (("train", dataset.train, scale.train_per_class), ("test", dataset.test, scale.test_per_class))
     folder.mkdir(parents=True, exist_ok=True)
     for seed in LISTS:
         rng = random.Random(seed)
         with (folder / f"list-{seed}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("split", "id"))
-            for word, side, per_class in sides:
-                rows = drawn(side.labels.tolist(), per_class or 1, rng)
-                writer.writerows((word, side.ids[row]) for row in rows)
+            for word, images, per_class in parts:
+                rows = drawn(images.labels.tolist(), per_class or 1, rng)
+                writer.writerows((word, images.ids[row]) for row in rows)
     return f"wrote {len(LISTS)} lists to {folder}"
 
 
@@ -291,7 +291,7 @@ def percent(record: Record, metric: str) -> float:
 
 
 def interval(values: Iterable[float]) -> str:
-    """Mean and half-width of the t-interval, or the one value there is."""
+    """Mean and half-width of the t-interval; without a half-width for a single value."""
     return with_interval(estimate(values), 2)
 
 
@@ -301,31 +301,32 @@ def done(folder: Path) -> list[Record]:
     Raises:
         UsageError: if there are none.
     """
-    found = [record for record in read_all(folder) if record.done]
-    if not found:
+    records = [record for record in read_all(folder) if record.done]
+    if not records:
         raise UsageError(f"'{folder}' holds no finished cell; run `python -m bench run --results {folder}`")
-    return found
+    return records
 
 
 READ: Mapping[str, Callable[[list[Record]], str]] = {
     **{name: lambda records, name=name: varied(records, name) for name in TAKE},  # type: ignore[misc]
-    "order": spreads,
+    "order": variations,
     "forgetting": forgettings,
     "accuracy": accuracies,
 }
 
 
 def answer(arguments: Sequence[str]) -> str:
-    """The table that the arguments ask for.
+    """The table that the arguments name.
 
     Raises:
-        UsageError: for arguments that are not in the list at the top of this file.
+        UsageError: with the list of topics, for any other arguments.
     """
     match arguments:
         case ["intervals"]:
             return coverages()
         case ["lists", folder]:
-            return write_lists(Path(folder))
+            cifar100 = Cifar100(Cifar100.Options()).open(data_roots(None))
+            return write_lists(Path(folder), cifar100, Cifar100.scales["quick"])
         case [topic, folder] if topic in READ:
             return READ[topic](done(Path(folder)))
     raise UsageError(__doc__ or "")

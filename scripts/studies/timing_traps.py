@@ -1,12 +1,11 @@
-"""What three careless ways of timing make of a ratio that is 1: a ViT beside itself, on the CPU.
+"""The errors of three careless ways of timing, for a ratio that is 1: a ViT compared with itself, on the CPU.
 
     .nox/env/bin/python -m scripts.studies.timing_traps [--images 64] [--rounds 20] [--image-size 64]
 
-The comparisons: the first call of a model and its later ones, in seconds of the processor, which other
-processes do not lengthen; the same model while a second process keeps the processor busy; and two equal
-models, A timed before that process starts and B after, beside the two in turns over the same period. Pin
-the command to one core, and the busy process, which inherits this, shares it:
-`OMP_NUM_THREADS=1 taskset -c 1 ...`.
+The comparisons: the first call of a model and its later ones, in processor time, which other processes do not
+change; the same model while a second process keeps the processor busy; and two equal models, A timed before
+that process starts and B after, compared with the two in turns over the same period. Pin the command to one
+core, which the busy process then shares: `OMP_NUM_THREADS=1 taskset -c 1 ...`.
 """
 
 from __future__ import annotations
@@ -29,28 +28,26 @@ from scripts.common import MEAN, STD, Rounds, in_turns, ratios, seconds
 from scripts.markdown import table
 
 TAG = "vit_tiny_patch16_224"
-#: Ends with the process that started it, should that be killed.
+#: It ends with the process that started it, even if that is killed.
 BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 
-Work = Callable[[int], object]
 
-
-def forward(images: int, size: int) -> Work:
+def forward(images: int, size: int) -> Callable[[int], object]:
     """One inference of a ViT-Tiny with random weights, the same at every call of this function."""
     seed_everything(0)
     model: Any = build(Backbone(TAG, None, RANDOM, MEAN, STD), size)
     x = torch.zeros(images, 3, size, size)
 
     @torch.inference_mode()
-    def work(_: int) -> None:
+    def predict(_: int) -> None:
         model(x)
 
-    return work
+    return predict
 
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """A process that computes for nothing, on the cores that this one may use."""
+    """A process that computes all the time, on the cores that this one may use."""
     process = subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())])
     try:
         yield
@@ -59,26 +56,26 @@ def busy() -> Iterator[None]:
         process.wait()
 
 
-def column(work: Work, rounds: int) -> list[float]:
-    return [seconds(work, i) for i in range(rounds)]
+def column(function: Callable[[int], object], rounds: int) -> list[float]:
+    return [seconds(function, i) for i in range(rounds)]
 
 
-def processor_column(work: Work, rounds: int) -> list[float]:
-    """As `column`, but of this process's own seconds on the processor."""
-    found = []
+def processor_column(function: Callable[[int], object], rounds: int) -> list[float]:
+    """As `column`, in processor time of this process."""
+    times = []
     for i in range(rounds):
         start = time.process_time()
-        work(i)
-        found.append(time.process_time() - start)
-    return found
+        function(i)
+        times.append(time.process_time() - start)
+    return times
 
 
 def together(first: Rounds, second: Rounds) -> Rounds:
     return {name: first[name] + second[name] for name in first}
 
 
-def beside(name: str, times: Sequence[float], reference: Sequence[float]) -> list[str]:
-    """A row: both medians in milliseconds, and the quotient of the medians."""
+def comparison(name: str, times: Sequence[float], reference: Sequence[float]) -> list[str]:
+    """A row: both medians in milliseconds, and their ratio."""
     a, b = statistics.median(times), statistics.median(reference)
     return [name, f"{1e3 * a:.1f}", f"{1e3 * b:.1f}", f"{a / b:.2f}"]
 
@@ -87,14 +84,14 @@ def rows(images: int, size: int, rounds: int) -> Iterator[list[str]]:
     """The three comparisons; the true ratio of the last two is 1."""
     a = forward(images, size)
     cold, *settled = processor_column(a, rounds + 1)
-    yield beside("first call / later calls, processor time", [cold], settled)
+    yield comparison("first call / later calls, processor time", [cold], settled)
     quiet = column(a, rounds)
     with busy():
-        yield beside("beside a busy process / alone", column(a, rounds), quiet)
+        yield comparison("with a busy process / without", column(a, rounds), quiet)
     models = {"A": a, "B": forward(images, size)}
     apart = column(a, rounds)
     with busy():
-        yield beside("B after A, load in between: B / A", column(models["B"], rounds), apart)
+        yield comparison("B after A, load starts in between: B / A", column(models["B"], rounds), apart)
     calm = in_turns(models, rounds)
     with busy():
         both = together(calm, in_turns(models, rounds))
@@ -102,19 +99,19 @@ def rows(images: int, size: int, rounds: int) -> Iterator[list[str]]:
 
 
 def in_turns_row(name: str, times: Rounds) -> list[str]:
-    """As `beside`, but the quotient is the median of those formed within a round."""
-    shown = beside(name, times["B"], times["A"])
-    return [*shown[:3], f"{statistics.median(ratios(times, 'A')['B']):.2f}"]
+    """As `comparison`, but the ratio is the median of the ratios within a round."""
+    medians = comparison(name, times["B"], times["A"])
+    return [*medians[:3], f"{statistics.median(ratios(times, 'A')['B']):.2f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--images", type=int, default=64, help="a call")
+    parser.add_argument("--images", type=int, default=64, help="per call")
     parser.add_argument("--image-size", type=int, default=64, help="pixels")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
-    print(f"{TAG}, {args.images} images of {args.image_size} px a call, {torch.get_num_threads()} threads")
-    header = ("comparison", "ms a call", "ms a call of the reference", "ratio")
+    print(f"{TAG}, {args.images} images of {args.image_size} px per call, {torch.get_num_threads()} threads")
+    header = ("comparison", "ms per call", "ms per call of the reference", "ratio")
     print(table(header, rows(args.images, args.image_size, args.rounds)))
 
 

@@ -1,4 +1,4 @@
-"""The cost script: what it measures is there, and is what it says; no times are judged."""
+"""The cost script: every model is measured, and counts are right; no times are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripts.perf import cost
 WIDTH, DEPTH = MICRO_ARCHITECTURE["embed_dim"], MICRO_ARCHITECTURE["depth"]
 HEAD = cost.CLASSES * (WIDTH + 1)
 RANK = 2
-LORA = DEPTH * 2 * 2 * RANK * WIDTH  # two maps a block, two matrices a map
+LORA = DEPTH * 2 * 2 * RANK * WIDTH  # two maps per block, two matrices per map
 
 TINY = ["--backbone", MICRO_NAME, "--image-size", "8", "--tasks", "2", "--rounds", "1", "--epochs", "2"]
 TINY += ["--images-per-class", "1", "--inference-batches", "1,3", "--train-batch", "4"]
@@ -26,13 +26,13 @@ def setting(methods: str = f"finetune:rank={RANK},ncm", *more: str) -> cost.Sett
     return cost.setting_of(cost.read([*TINY, "--methods", methods, *more])[1])
 
 
-def learnt(given: cost.Setting) -> list[cost.Stage]:
-    return [stage for choice in given.methods for stage in cost.learn(choice, given)]
+def learn_all(setting: cost.Setting) -> list[cost.Stage]:
+    return [stage for choice in setting.methods for stage in cost.learn(choice, setting)]
 
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, cost.Stage]:
-    return {stage.name: stage for stage in learnt(setting())}
+    return {stage.name: stage for stage in learn_all(setting())}
 
 
 def names(*, steps: bool) -> list[str]:
@@ -44,16 +44,15 @@ def head_sizes(model: Any) -> list[int]:
     return [len(head.classes) for head in model.head.tasks]
 
 
-def test_a_stage_is_the_method_after_that_many_experiences(stages):
+def test_a_stage_is_the_method_after_that_many_tasks(stages):
     assert list(stages) == names(steps=False)
     for name, stage in stages.items():
         assert not stage.model.training
         assert head_sizes(stage.model) == [cost.CLASSES] * int(name[-1])
 
 
-def test_trained_and_kept_numbers_are_counted(stages):
-    found = {name: (stage.trained, stage.kept) for name, stage in stages.items()}
-    assert list(found.values()) == [
+def test_trained_and_stored_numbers_are_counted(stages):
+    assert [(stage.trained, stage.stored) for stage in stages.values()] == [
         (LORA + HEAD, LORA + HEAD),
         (LORA + HEAD, LORA + 2 * HEAD),
         (0, HEAD),
@@ -81,13 +80,13 @@ def test_the_methods_own_work_is_a_part_of_the_experience(stages):
 
 
 @pytest.mark.parametrize("t", [1, 2])
-def test_a_step_trains_the_current_head_in_the_midst_of_its_experience(t):
+def test_a_step_trains_the_head_of_the_current_task(t):
     stage = cost.learn(setting().methods[0], setting())[t - 1]
-    model = stage.midst.model
+    model = stage.stopped.model
     assert head_sizes(model) == [cost.CLASSES] * t
     assert model.training
     before = {name: p.clone() for name, p in model.named_parameters()}
-    step = cost.step(stage.midst, torch.randn(4, 3, 8, 8))
+    step = cost.step(stage.stopped, torch.randn(4, 3, 8, 8))
     for i in range(6):  # a head and an up-projection that start at zero keep the gradient back at first
         step(i)
     changed = {name for name, p in model.named_parameters() if not p.equal(before[name])}
@@ -103,7 +102,7 @@ def test_steps_leave_the_deployed_models_alone(stages):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_every_model_has_an_inference_time_beside_the_plain_one_and_its_double(stages, batch):
+def test_every_model_has_an_inference_time_and_the_plain_one_has_two(stages, batch):
     times = cost.inference(list(stages.values()), batch, setting())
     assert list(times) == [cost.PLAIN, cost.AGAIN, *names(steps=False)]
     assert all(len(column) == 1 and column[0] > 0 for column in times.values())
@@ -127,16 +126,16 @@ def test_the_command_prints_each_table_with_the_noise_and_dashes_where_no_step_i
     assert f"{2 * HEAD:,}" in learning.splitlines()[-1]
 
 
-def test_without_a_choice_every_method_that_learns_as_it_goes_is_measured():
-    chosen = {choice.name for choice in cost.setting_of(cost.read(TINY)[1]).methods}
-    assert {"finetune", "linear-probe", "ncm"} <= chosen
-    assert "joint" not in chosen
+def test_by_default_every_method_that_trains_in_every_task_is_measured():
+    measured = {choice.name for choice in cost.setting_of(cost.read(TINY)[1]).methods}
+    assert {"finetune", "linear-probe", "ncm"} <= measured
+    assert "joint" not in measured
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--methods", "joint"], "trains once, at the last experience"),
+        (["--methods", "joint"], "trains once, at the last task"),
         (["--methods", "ncm,finetun"], "did you mean 'finetune'"),
         (["--methods", "ncm", "--backbone", "vit_tinny_patch16_224"], "vit_tiny_patch16_224"),
         (["--methods", "ncm", "--image-size", "10"], "multiples of its patch size"),
@@ -146,7 +145,7 @@ def test_without_a_choice_every_method_that_learns_as_it_goes_is_measured():
         (["--methods", "ncm,finetune:rank=4000"], "finetune.rank is 4000"),
     ],
 )
-def test_mistakes_are_answered_before_anything_is_measured(arguments: Sequence[str], says: str, capsys):
+def test_mistakes_are_reported_before_anything_is_measured(arguments: Sequence[str], says: str, capsys):
     with pytest.raises(SystemExit) as stop:
         cost.main([*TINY, *arguments])
     assert stop.value.code == 2
@@ -155,20 +154,25 @@ def test_mistakes_are_answered_before_anything_is_measured(arguments: Sequence[s
     assert not printed.out
 
 
-def test_a_method_that_waits_for_all_images_is_refused():
+def test_a_method_that_trains_jointly_is_refused():
     with pytest.raises(UsageError, match="joint"):
-        learnt(setting("joint"))
+        learn_all(setting("joint"))
 
 
 def test_each_goes_first_in_turn_and_every_other_round_goes_backwards():
-    assert [round_order("abcd", i) for i in range(4)] == [list("abcd"), list("badc"), list("cdab"), list("dcba")]
+    assert [round_order("abcd", i) for i in range(4)] == [
+        list("abcd"),
+        list("badc"),
+        list("cdab"),
+        list("dcba"),
+    ]
 
 
-def test_every_work_runs_each_round_and_the_first_round_is_not_counted():
-    called: list[tuple[str, int]] = []
-    works = {name: lambda i, name=name: called.append((name, i)) for name in "ab"}
-    times = in_turns(works, rounds=2, calls=2)
-    assert called == [(name, i) for i, order in enumerate(["ab", "ba", "ab"]) for name in order for _ in "12"]
+def test_every_function_runs_each_round_and_the_first_round_is_not_counted():
+    calls: list[tuple[str, int]] = []
+    functions = {name: lambda i, name=name: calls.append((name, i)) for name in "ab"}
+    times = in_turns(functions, rounds=2, calls=2)
+    assert calls == [(name, i) for i, order in enumerate(["ab", "ba", "ab"]) for name in order for _ in "12"]
     assert [len(column) for column in times.values()] == [2, 2]
 
 

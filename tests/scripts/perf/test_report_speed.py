@@ -1,4 +1,4 @@
-"""The script that times a report: its records are valid and rendered; no times are judged."""
+"""The script that times a report: its records are valid and rendered; no times are compared."""
 
 from __future__ import annotations
 

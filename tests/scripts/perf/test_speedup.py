@@ -1,4 +1,4 @@
-"""What the scripts that measure grids make of what they measured."""
+"""The scripts that run whole grids: how their tables follow from what they measured."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import Record, read
-from scripts.perf import growth
-from scripts.perf import speedup as spread
+from bench.cli import main
+from bench.record import RECORD_NAME, Record, read
+from methods.registry import METHODS
+from scripts.perf import growth, speedup
+from tests.bench.in_process import executors
 
 
-def test_ways_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executors_are_compared_within_a_round() -> None:
     """A machine that is three times as slow in the second round changes no ratio."""
-    taken = {"serial": 60.0, "serial, one thread": 80.0, "processes": 40.0, "ray": 48.0}
-    rounds = dict.fromkeys(taken, 0)
+    seconds = {"serial": 60.0, "serial, one thread": 80.0, "processes": 40.0, "ray": 48.0}
+    rounds = dict.fromkeys(seconds, 0)
 
-    def took(grid: str, way: str, cells: int) -> float:
-        (name,) = (name for name, options in spread.WAYS.items() if options == way)
+    def run(grid: str, variant: str, cells: int) -> float:
+        assert (grid, cells) == ("--seeds 0", 4)
+        (name,) = (name for name, options in speedup.VARIANTS.items() if options == variant)
         rounds[name] += 1
-        return taken[name] * (1, 3)[rounds[name] - 1]
+        return seconds[name] * (1, 3)[rounds[name] - 1]
 
-    monkeypatch.setattr(spread, "count", lambda grid: 4)
-    monkeypatch.setattr(spread, "seconds_until_trained", took)
-    lines = spread.measure("--seeds 0", rounds=2).splitlines()
+    times = speedup.measure("--seeds 0", 4, rounds=2, run=run)
+    lines = speedup.report("--seeds 0", 4, times).splitlines()
     assert lines[0] == "4 cells: `--seeds 0`"
     assert [line.strip("| ").split(" | ") for line in lines[4:]] == [
         ["serial", "120", "1.00, 1.00", "1.00"],
@@ -33,26 +35,39 @@ def test_ways_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-def test_a_grid_is_counted_by_what_a_dry_run_says() -> None:
-    assert spread.count("--methods ncm,finetune --benchmarks digits --seeds 0,1,2 --scale smoke") == 6
+def test_cells_are_counted_in_the_output_of_a_dry_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = "--methods ncm,finetune --benchmarks digits --seeds 0,1,2 --scale smoke --dry-run"
+    assert main(["run", *grid.split(), "--results", str(tmp_path)]) == 0
+    assert speedup.cells_in(capsys.readouterr().out) == 6
 
 
-def test_what_grows_is_what_the_cell_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    had: list[Record] = []
+def test_a_row_of_growth_has_the_numbers_of_the_cells_record() -> None:
+    records: list[Record] = []
 
-    def watched(results: Path, *options: str) -> list[Path]:
-        paths = run(results, *options)
-        had.extend(map(read, paths))
-        return paths
+    def run(results: Path, *options: str) -> list[Path]:
+        """As `growth.run`, in this process."""
+        assert main(["run", "--results", str(results), "--threads", "1", *options], executors()) == 0
+        (path,) = results.glob(f"*/{RECORD_NAME}")
+        records.append(read(path))
+        return [path]
 
-    run = growth.run
-    monkeypatch.setattr(growth, "run", watched)
-    *_, line = growth.grown("tasks", (2,), "ncm", classes=4).strip().splitlines()
+    *_, line = growth.scaling("tasks", (2,), "ncm", classes=4, run=run).strip().splitlines()
     tasks, method, *numbers = line.strip("| ").split(" | ")
-    (record,) = had
+    (record,) = records
     assert record.cost is not None
-    assert record.cost.train_seconds is not None
+    seconds = record.cost.by_experience("train_seconds")
     assert (tasks, method) == ("2", "ncm")
     assert record.class_order is not None
-    assert (len(record.class_order), len(record.cost.train_seconds)) == (4, 2)
-    assert numbers[:2] == [f"{sum(record.cost.train_seconds):.1f}", f"{record.cost.train_seconds[-1]:.1f}"]
+    assert (len(record.class_order), len(seconds)) == (4, 2)
+    assert numbers[:2] == [f"{sum(seconds):.1f}", f"{seconds[-1]:.1f}"]
+    assert numbers[3] == f"{record.cost.experiences[-1].stored_bytes / 2**20:.2f}"
+
+
+def test_planning_is_timed_by_a_dry_run_of_all_methods() -> None:
+    """The one test that starts the command as the scripts do."""
+    (line,) = growth.planning((1,)).splitlines()[2:]
+    cells, seconds = line.strip("| ").split(" | ")
+    assert int(cells) == len(METHODS)
+    assert float(seconds) > 0

@@ -1,8 +1,9 @@
-"""The study of test batches: every image is tested once a way, and only a vote depends on the way."""
+"""The study of test batches: each way to batch has every image once, and only a vote depends on the way."""
 
 from __future__ import annotations
 
-import sys
+import io
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from scripts.studies import batchwise_leak as leak
 
 LABELS = [0, 1, 2, 3, 0, 1, 2, 3, 0]
-TASK_OF_CLASS = [0, 0, 1, 1]
+TASK_OF_LABEL = [0, 0, 1, 1]
 GRID = ["--benchmarks", "digits", "--scale", "smoke", "--seeds", "0", "--tasks", "2"]
 
 
@@ -23,23 +24,25 @@ def groups(batches, group_of):
 
 
 def test_every_way_holds_every_image_once_in_batches_that_are_small_enough():
-    for batches in leak.orders(LABELS, TASK_OF_CLASS, 4).values():
+    for batches in leak.orders(LABELS, TASK_OF_LABEL, 4).values():
         assert sorted(flat(batches)) == list(range(len(LABELS)))
         assert max(map(len, batches)) <= 4
 
 
 def test_a_batch_of_one_task_or_one_class_holds_no_other():
-    ways = leak.orders(LABELS, TASK_OF_CLASS, 4)
-    assert all(len(tasks) == 1 for tasks in groups(ways["one task a batch"], TASK_OF_CLASS.__getitem__))
-    assert all(len(classes) == 1 for classes in groups(ways["one class a batch"], int))
-    assert any(len(tasks) > 1 for tasks in groups(ways[leak.MIXED], TASK_OF_CLASS.__getitem__))
-    assert {len(batch) for batch in ways["one image a batch"]} == {1}
+    ways = leak.orders(LABELS, TASK_OF_LABEL, 4)
+    assert all(len(tasks) == 1 for tasks in groups(ways["one task per batch"], TASK_OF_LABEL.__getitem__))
+    assert all(len(classes) == 1 for classes in groups(ways["one class per batch"], int))
+    assert any(len(tasks) > 1 for tasks in groups(ways[leak.MIXED], TASK_OF_LABEL.__getitem__))
+    assert {len(batch) for batch in ways["one image per batch"]} == {1}
 
 
 def test_changes_are_counted_against_the_mixed_batches():
     predictions = {leak.MIXED: torch.tensor([0, 1, 1]), "other": torch.tensor([0, 0, 0])}
-    found = list(leak.compared(predictions, torch.tensor([0, 1, 0])))
-    assert found == [(leak.MIXED, "66.67", "0", "3"), ("other", "66.67", "2", "3")]
+    assert list(leak.compare(predictions, torch.tensor([0, 1, 0]))) == [
+        (leak.MIXED, "66.67", "0", "3"),
+        ("other", "66.67", "2", "3"),
+    ]
 
 
 class Model(torch.nn.Module):
@@ -61,22 +64,20 @@ class Stub:
         return torch.autocast("cpu", enabled=False)
 
 
-def test_a_model_that_mixes_a_batch_is_found_out():
-    images = leak.ImageSet(torch.zeros(len(LABELS)), LABELS, range(len(LABELS)))
-    ways = leak.orders(LABELS, TASK_OF_CLASS, 4)
+def test_a_model_that_mixes_the_images_of_a_batch_is_detected():
+    images = leak.RowDataset(torch.zeros(len(LABELS)), LABELS, range(len(LABELS)))
+    ways = leak.orders(LABELS, TASK_OF_LABEL, 4)
     labels = torch.tensor(LABELS)
     right = {name: (leak.predict(Stub(), images, ways[name]) == labels).float().mean() for name in ways}
-    assert right["one class a batch"] == right["one image a batch"] == 1
-    assert right[leak.MIXED] < right["one task a batch"] < 1
+    assert right["one class per batch"] == right["one image per batch"] == 1
+    assert right[leak.MIXED] < right["one task per batch"] < 1
 
 
 @pytest.fixture(scope="module")
 def rows():
-    lines: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["leak", *GRID, "--methods", "dualprompt"])
-        patch.setattr("builtins.print", lambda text: lines.extend(text.splitlines()))
-        leak.main()
+    with redirect_stdout(io.StringIO()) as printed:
+        leak.main([*GRID, "--methods", "dualprompt"])
+    lines = printed.getvalue().splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -84,8 +85,8 @@ def test_dualprompt_as_it_is_does_not_depend_on_the_batch_and_with_a_vote_is_tes
     names = [row[0] for row in rows]
     assert names == ["dualprompt"] * 4 + ["dualprompt, with a vote"] * 4
     assert {row[5] for row in rows[:4]} == {"0"}
-    alone = {row[3]: row[4] for row in rows[:4]}["one image a batch"]
-    assert rows[7][3:5] == ["one image a batch", alone]
+    alone = {row[3]: row[4] for row in rows[:4]}["one image per batch"]
+    assert rows[7][3:5] == ["one image per batch", alone]
 
 
 def test_in_a_vote_the_batch_shares_one_expert():
@@ -95,7 +96,6 @@ def test_in_a_vote_the_batch_shares_one_expert():
     assert leak.majority(query[:1], keys).tolist() == [0]
 
 
-def test_without_arguments_it_says_how_it_is_used(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["leak"])
+def test_without_options_it_prints_its_usage():
     with pytest.raises(SystemExit, match="--methods"):
-        leak.main()
+        leak.main([])

@@ -1,13 +1,16 @@
-"""The numbers of docs/footguns.md: computed as it says, from records or by simulation."""
+"""The numbers of docs/footguns.md: computed as the page says, from records or by simulation."""
 
 from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
-from bench.metrics import accuracy_matrix, compute_all
-from bench.record import RECORD_NAME, Manifest, Record, write
+from bench.benchmarks.base import Dataset, ImageSet, Scale
+from bench.benchmarks.pixels import ArrayPixels
+from bench.benchmarks.splits import split_from_csv
+from bench.record import RECORD_NAME, SCHEMA, Manifest, Record, write
 from methods.errors import UsageError
 from scripts.studies import footguns
 
@@ -42,7 +45,7 @@ def record(method="ncm", seed=0, last=(7, 4, 9), weights="aaaaaaaa1", normalisat
         "protocol": {"normalisation": normalisation, "epochs": 1},
     }
     return Record(
-        schema=4,
+        schema=SCHEMA,
         status="done",
         method=method,
         benchmark="cifar100",
@@ -52,8 +55,6 @@ def record(method="ncm", seed=0, last=(7, 4, 9), weights="aaaaaaaa1", normalisat
         class_order=[0, 1, 2],
         correct=correct,
         counts=COUNTS,
-        accuracy_matrix=accuracy_matrix(correct, COUNTS),
-        metrics=compute_all(correct, COUNTS),
         manifest=Manifest.model_validate(MANIFEST),
     )
 
@@ -103,32 +104,32 @@ def test_a_difference_by_seed_is_tighter_where_seeds_move_both_alike():
     assert unpaired == pytest.approx(2**0.5)
 
 
-def test_spread_is_the_sample_standard_deviation_and_the_range():
-    assert footguns.spread([1.0, 2.0, 3.0]) == (2.0, 1.0, 1.0, 3.0, 2.0)
+def test_variation_is_the_sample_standard_deviation_and_the_range():
+    assert footguns.variation([1.0, 2.0, 3.0]) == (2.0, 1.0, 1.0, 3.0, 2.0)
 
 
-def test_orders_are_told_apart_by_setting_and_few_are_left_out():
+def test_orders_are_grouped_by_setting_and_settings_with_few_orders_are_left_out():
     records = [record(method=m, seed=s, last=(7, 4, s)) for m in ("a", "b") for s in range(5)]
     records += [record(method="c", seed=s) for s in range(4)]
     records += [record(method="a", seed=s, normalisation="unit") for s in range(5)]
-    text = footguns.spreads(records)
+    text = footguns.variations(records)
     assert "| c " not in text
     assert text.count("| a | ") == 2
     assert "| a - b | 0.00 | 0.00 |" in text
 
 
-def test_means_leave_out_what_was_tested_at_the_end_only():
+def test_means_leave_out_cells_that_were_evaluated_at_the_end_only():
     late = record(method="late").model_copy(update={"correct": [[None] * 3, [None] * 3, [7, 4, 9]]})
     rows = cells(footguns.accuracies([record(), record(seed=1), late]))
     assert [row[:2] for row in rows] == [["ncm: cifar100, 3 tasks, weights aaaaaaaa", "2"]]
 
 
 def test_only_the_t_interval_covers_with_three_values():
-    found = footguns.coverage(3, runs=2000, resamples=200)
-    assert found["t"] == pytest.approx(95, abs=2)
-    assert found["bootstrap"] < 80
-    assert found["mean ± std"] < 80
-    assert found == footguns.coverage(3, runs=2000, resamples=200)
+    coverage = footguns.coverage(3, runs=2000, resamples=200)
+    assert coverage["t"] == pytest.approx(95, abs=2)
+    assert coverage["bootstrap"] < 80
+    assert coverage["mean ± std"] < 80
+    assert coverage == footguns.coverage(3, runs=2000, resamples=200)
 
 
 def test_a_list_has_so_many_of_each_class():
@@ -148,6 +149,24 @@ def test_a_folder_is_read_and_an_empty_one_refused(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["accuracy"], ["nothing", "here"]])
-def test_other_arguments_are_answered_with_the_list(arguments):
+def test_other_arguments_are_answered_with_the_list_of_topics(arguments):
     with pytest.raises(UsageError, match="RESULTS"):
         footguns.answer(arguments)
+
+
+def test_lists_are_of_one_size_and_differ_by_their_seed(tmp_path):
+    """Six training and four test images of each of two classes, of which three and two are listed."""
+
+    def images(per_class, prefix):
+        labels = np.repeat(np.arange(2), per_class)
+        ids = tuple(f"{prefix}/{row}" for row in range(len(labels)))
+        return ImageSet(ids, labels, ArrayPixels(np.zeros((len(ids), 2, 2, 3), np.uint8)))
+
+    dataset = Dataset(("a", "b"), images(6, "train"), images(4, "test"))
+    scale = Scale(train_per_class=3, test_per_class=2, epochs=1, batch_size=1)
+    footguns.write_lists(tmp_path / "lists", dataset, scale)
+    paths = sorted((tmp_path / "lists").iterdir())
+    pool = dataset.train.ids + dataset.test.ids
+    rows = [split_from_csv(pool, path) for path in paths]
+    assert [(len(train), len(test)) for train, test in rows] == [(6, 4)] * len(footguns.LISTS)
+    assert len({tuple(train) for train, _ in rows}) > 1

@@ -1,4 +1,4 @@
-"""The timing traps: what is compared is there, and the busy process ends; no time is judged."""
+"""The timing traps: every comparison has a row, and the busy process ends; no times are compared."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scripts.studies import timing_traps as traps
 
 
 def test_every_comparison_has_its_row():
-    found = list(traps.rows(images=1, size=16, rounds=2))
-    assert [row[0].split(" ")[0] for row in found] == ["first", "beside", "B", "B"]
-    assert all(float(cell) >= 0 for row in found for cell in row[1:])
+    rows = list(traps.rows(images=1, size=16, rounds=2))
+    assert [row[0].split(" ")[0] for row in rows] == ["first", "with", "B", "B"]
+    assert all(float(cell) >= 0 for row in rows for cell in row[1:])
 
 
 def test_a_row_is_of_medians():
-    assert traps.beside("x", [0.2, 0.1, 9.0], [0.1])[1:] == ["200.0", "100.0", "2.00"]
+    assert traps.comparison("x", [0.2, 0.1, 9.0], [0.1])[1:] == ["200.0", "100.0", "2.00"]
 
 
 def test_in_turns_the_ratio_is_formed_within_a_round():

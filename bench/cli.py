@@ -35,7 +35,7 @@ examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with an unknown option answered by the nearest known one."""
+    """argparse, whose errors become `UsageError`s."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. See: {self.prog} --help")
@@ -208,7 +208,7 @@ def _check_names(values: Mapping[str, Any], executors: Mapping[str, Entry]) -> N
 
 
 def _check_results(folder: Path) -> None:
-    """The results folder can be written to, or made."""
+    """Refuse a results folder that cannot be written to or created."""
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except (OSError, ValueError) as error:  # a name that no file system takes

@@ -80,9 +80,9 @@ def _weights() -> Iterator[str]:
     for root in data_roots(None):
         for path in sorted((root / "weights").glob("*.safetensors")):
             yield f"weights file {path}: use it with --weights and the matching --backbone"
-    found = local_weights(DEFAULT_BACKBONE, None, data_roots(None))
+    weights = local_weights(DEFAULT_BACKBONE, None, data_roots(None))
     missing = "not on this machine; the first run that needs it downloads it where a network exists"
-    yield f"backbone {DEFAULT_BACKBONE}: {found or missing}"
+    yield f"backbone {DEFAULT_BACKBONE}: {weights or missing}"
 
 
 def _data() -> Iterator[str]:

@@ -31,8 +31,8 @@ def listing() -> list[Listed]:
 
 def _data(entry: Entry, roots: Sequence[Path]) -> str:
     cls = entry.load()
-    found = cls(cls.Options()).locate(roots)
-    return str(found) if found else str(cls.absent)
+    path = cls(cls.Options()).locate(roots)
+    return str(path) if path else str(cls.absent)
 
 
 def as_json(components: Sequence[Listed]) -> str:

@@ -93,8 +93,8 @@ def read(entry: PredictionsFile | None, folder: Path) -> Predictions:
     """
     if entry is None:
         raise PredictionsError(
-            f"the record in '{folder}' has no predictions: they are kept from schema 6 on; run its cell again "
-            "with --rerun all to compare it by image"
+            f"the record in '{folder}' has no predictions: they are kept from schema 6 on; run its cell "
+            "again with --rerun all to compare it by image"
         )
     path = folder / entry.file
     try:

@@ -50,7 +50,7 @@ class RecordError(UsageError):
 
 
 def _form(value: Any) -> str:
-    """Which member of `DiagnosticValue` is meant; told by the outside, so that a complaint is on one only."""
+    """Which member of `DiagnosticValue` is meant, by its outermost type, so that an error names one only."""
     if not isinstance(value, list | tuple):
         return "number"
     return "table" if value and isinstance(value[0], list | tuple) else "list"
@@ -253,10 +253,10 @@ class Record(FrozenModel):
 
     @model_validator(mode="after")
     def _diagnostics_have_an_entry_per_experience(self) -> Record:
-        for name, found in (self.diagnostics or {}).items():
-            if len(found.values) != self.tasks:
+        for name, diagnostic in (self.diagnostics or {}).items():
+            if len(diagnostic.values) != self.tasks:
                 raise ValueError(
-                    f"diagnostics: {name} has {len(found.values)} entries for {self.tasks} tasks"
+                    f"diagnostics: {name} has {len(diagnostic.values)} entries for {self.tasks} tasks"
                 )
         return self
 
@@ -422,13 +422,13 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that is there twice, JSON's reader would keep the last value and be silent on the other."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Refuse a duplicate key; otherwise JSON's reader would silently keep the last value only."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"has '{one_line(twice)}' twice in one object")
-    return found
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"has '{one_line(duplicate)}' twice in one object")
+    return content
 
 
 def _integer(text: str) -> int:

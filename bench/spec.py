@@ -258,9 +258,10 @@ def parse_choice(text: str) -> Choice:
         raise UsageError(f"cannot read '{one_line(text)}'; legal: name or name:option=value+option=value")
     options = [parse_assignment(part) for part in rest.split("+") if part]
     keys = [key for key, _ in options]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+    if duplicates := sorted({key for key in keys if keys.count(key) > 1}):
         raise UsageError(
-            f"cannot read '{one_line(text)}': {one_line(', '.join(twice))} given twice; name each option once"
+            f"cannot read '{one_line(text)}': {one_line(', '.join(duplicates))} given twice; name each option "
+            "once"
         )
     return Choice(name=name, options=dict(options))
 
@@ -276,10 +277,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def parse_value(text: str) -> Any:
     """A number, true/false, a quoted text or a list as TOML writes them; anything else is the text itself."""
     try:
-        found = _loads(f"value = {text}", MAX_BITS)
+        content = _loads(f"value = {text}", MAX_BITS)
     except ValueError:
         return text
-    return found["value"] if len(found) == 1 else text  # a text of several lines may go on with other keys
+    # A text of several lines may go on with other keys.
+    return content["value"] if len(content) == 1 else text
 
 
 def _loads(text: str, bits: int = BITS) -> dict[str, Any]:
@@ -289,12 +291,12 @@ def _loads(text: str, bits: int = BITS) -> dict[str, Any]:
         ValueError: if it is none, or holds an integer or a nesting without end.
     """
     try:
-        found = tomllib.loads(text)
+        content = tomllib.loads(text)
     except RecursionError:
         raise ValueError("lists or tables are nested too deep") from None
-    if problem := unfit(found, bits):
+    if problem := unfit(content, bits):
         raise ValueError(problem)
-    return found
+    return content
 
 
 def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = ()) -> Settings:
@@ -313,16 +315,16 @@ def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = (
             legal = {*Settings.model_fields, "set"} - {"protocol_options"}
             raise unknown("setting", name, legal)
         check_fit(name, value)
-    given = dict(values)
+    fields = dict(values)
     for field in ("methods", "benchmarks"):
-        texts = _names(field, given.get(field, ()))
-        given[field] = _distinct_choices(field, [parse_choice(text) for text in texts])
+        texts = _names(field, fields.get(field, ()))
+        fields[field] = _distinct_choices(field, [parse_choice(text) for text in texts])
     for dotted, value in dict(sets).items():  # of one option given twice, the later value
         check_fit("--set", dotted)
         check_fit(f"--set {dotted}", value)
-        _apply(given, dotted, value)
+        _apply(fields, dotted, value)
     try:
-        return Settings.model_validate(given)
+        return Settings.model_validate(fields)
     except ValidationError as error:
         raise UsageError(describe_validation(error)) from None
 
@@ -337,29 +339,31 @@ def _names(field: str, value: object) -> Sequence[str]:
 
 def _distinct_choices(field: str, choices: Sequence[Choice]) -> tuple[Choice, ...]:
     labels = [choice.label for choice in choices]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise UsageError(f"{field}: {one_line(', '.join(twice))} given twice; name each once")
+    duplicates = sorted({label for label in labels if labels.count(label) > 1})
+    if duplicates:
+        raise UsageError(f"{field}: {one_line(', '.join(duplicates))} given twice; name each once")
     return tuple(choices)
 
 
-def _apply(given: dict[str, Any], dotted: str, value: Any) -> None:
+def _apply(fields: dict[str, Any], dotted: str, value: Any) -> None:
     owner, dot, option = dotted.partition(".")
     if not dot or not option:
         raise UsageError(
             f"cannot read '--set {one_line(dotted)}'; legal: owner.option=value, such as finetune.rank=4"
         )
     if owner == "protocol":
-        held = given.get("protocol_options", {})
-        if not isinstance(held, Mapping):
-            raise UsageError(f"protocol_options: a table is legal, such as {{epochs = 3}}, got {quote(held)}")
-        given["protocol_options"] = {**held, option: value}
+        options = fields.get("protocol_options", {})
+        if not isinstance(options, Mapping):
+            raise UsageError(
+                f"protocol_options: a table is legal, such as {{epochs = 3}}, got {quote(options)}"
+            )
+        fields["protocol_options"] = {**options, option: value}
         return
-    names = {choice.name for field in ("methods", "benchmarks") for choice in given[field]}
+    names = {choice.name for field in ("methods", "benchmarks") for choice in fields[field]}
     if owner not in names:
         raise unknown("owner of --set, which must be in this grid:", owner, [*names, "protocol"])
     for field in ("methods", "benchmarks"):
-        given[field] = tuple(_with_option(choice, owner, option, value) for choice in given[field])
+        fields[field] = tuple(_with_option(choice, owner, option, value) for choice in fields[field])
 
 
 def _with_option(choice: Choice, owner: str, option: str, value: Any) -> Choice:

@@ -64,7 +64,7 @@ def longest_first(planned: Sequence[PlannedCell], seconds: Mapping[Cell, float])
 
 
 def schedule(planned: Sequence[PlannedCell], seconds: Mapping[Cell, float], workers: int) -> float:
-    """Seconds until the last of the cells with an estimate is done, each started as soon as a worker is free."""
+    """Seconds until all cells with an estimate are done, each started as soon as a worker is free."""
     free_at = [0.0] * workers
     for item in planned:
         if item.cell in seconds:

@@ -35,7 +35,7 @@ MAX_CELLS = 12
 def pending_sessions(
     planned: Iterable[PlannedCell], paths: Paths, observe: Observer, max_cells: int = MAX_CELLS
 ) -> list[tuple[Cell, ...]]:
-    """The sessions still to be run: finished cells whose inference is not measured, grouped where possible."""
+    """The sessions still to be run: finished cells whose inference is not measured, in groups."""
     by_conditions: dict[Cell, list[Cell]] = {}
     for item in planned:
         if _is_pending(item.cell, paths, observe):

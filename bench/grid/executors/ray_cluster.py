@@ -284,7 +284,7 @@ class RayExecutor:
         return results
 
     def _cancel(self, ref: Any, stop: Stop) -> None:
-        """Cancel a task, and wait until it has ended. Ray treats a second cancel as a forced kill, so cancel once."""
+        """Cancel a task and wait for it. Ray treats a second cancel as a forced kill, so cancel once."""
         self.ray.cancel(ref)
         while not self.ray.wait([ref], timeout=POLL)[0]:
             if stop.immediate:

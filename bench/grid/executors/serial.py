@@ -24,8 +24,8 @@ class SerialExecutor(ProcessExecutor):
         refuse_ray_address(settings)
         if (settings.workers or 1) > 1:
             raise UsageError(
-                f"workers is {settings.workers}, and the executor serial runs one cell at a time; legal: 1, or "
-                "--executor processes, --executor ray"
+                f"workers is {settings.workers}, and the executor serial runs one cell at a time; legal: 1, "
+                "or --executor processes, --executor ray"
             )
 
     @classmethod

@@ -260,8 +260,8 @@ def parse_choice(text: str) -> Choice:
     keys = [key for key, _ in options]
     if duplicates := sorted({key for key in keys if keys.count(key) > 1}):
         raise UsageError(
-            f"cannot read '{one_line(text)}': {one_line(', '.join(duplicates))} given twice; name each option "
-            "once"
+            f"cannot read '{one_line(text)}': {one_line(', '.join(duplicates))} given twice; name each "
+            "option once"
         )
     return Choice(name=name, options=dict(options))
 

@@ -37,7 +37,8 @@ def test_the_example_of_a_new_method_is_found_and_runs(tmp_path, monkeypatch):
     )
     code = (
         "import sys; from bench.cli import main; "
-        "sys.exit(main('run --methods my-method:strength=0.1 --scale smoke --tasks 2 --seeds 0 --weights random "
+        "sys.exit(main('run --methods my-method:strength=0.1 --scale smoke --tasks 2 --seeds 0 "
+        "--weights random "
         f"--results {tmp_path / 'results'}'.split()))"
     )
     done = subprocess.run(

@@ -67,7 +67,7 @@ def unblock_signals() -> None:
 
 @contextmanager
 def _handling(handler: Any) -> Iterator[None]:
-    """Install a handler; ignored signals stay ignored, as Ctrl-C is for a job in the background of a shell."""
+    """Install a handler; ignored signals stay ignored, as Ctrl-C is for a background job."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     handled = [number for number, previous in before.items() if previous is not signal.SIG_IGN]
     try:

@@ -1,1 +1,1 @@
-"""Programs beside the benchmark; run from the repository's root, `python -m scripts.<name>`."""
+"""Programs that are not part of the package; run from the repository's root: `python -m scripts.X.Y`."""

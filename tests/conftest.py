@@ -1,4 +1,4 @@
-"""Shared by all rooms: a tiny ViT, and a stream of synthetic images that can be learnt in seconds."""
+"""Shared by all tests: a tiny ViT, and synthetic images that can be learnt in seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
+torch.set_num_threads(1)  # tensors are tiny: a second thread only costs time
 
 SIZE = 16
 CLASSES = 6
@@ -23,7 +23,7 @@ def tiny_vit(**changes: Any) -> VisionTransformer:
 
 
 def deep_vit() -> VisionTransformer:
-    """A `tiny_vit` with as many blocks as the defaults of every method need."""
+    """A `tiny_vit` with enough blocks for the defaults of every method."""
     return tiny_vit(depth=5)
 
 
@@ -33,7 +33,7 @@ def vit() -> Callable[..., VisionTransformer]:
 
 
 def synthetic(per_class: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (n, 3, 16, 16) of 6 classes: a random pattern a class, plus noise; labels (n,)."""
+    """Images (n, 3, 16, 16) of 6 classes: one random pattern per class, plus noise; labels (n,)."""
     rng = torch.Generator().manual_seed(seed)
     patterns = torch.randn(CLASSES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(99))
     labels = torch.arange(CLASSES).repeat(per_class)

@@ -60,7 +60,7 @@ def hash_of(name: str, number: int) -> int:
 
 @pytest.fixture
 def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data root with a CIFAR-100 of 6 training and 3 test images a class, in the official format."""
+    """A data root with a CIFAR-100 of 6 training and 3 test images per class, in the official format."""
     root = tmp_path / "cifar-root"
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)

@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str | None] = []
+        self.requested: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -38,14 +38,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.asked.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
-        if asked and self.server.ranges and start >= len(self.server.content):
+        requested = self.headers.get("Range")
+        self.server.requested.append(requested)
+        start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and self.server.ranges else 0
+        if requested and self.server.ranges and start >= len(self.server.content):
             self.send_error(416)
             return
         body = self.server.content[start:]
-        self.send_response(206 if asked and self.server.ranges else 200)
+        self.send_response(206 if requested and self.server.ranges else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.server.break_after])
@@ -81,7 +81,7 @@ def test_download_arrives_whole_and_alone(server: Server, tmp_path: Path) -> Non
     dest = fetch(server.url, tmp_path / "new" / "data.tar", MD5)
     assert dest.read_bytes() == CONTENT
     assert list(dest.parent.iterdir()) == [dest]
-    assert server.asked == [None]
+    assert server.requested == [None]
 
 
 def test_download_goes_on_where_it_broke_off(server: Server, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_download_goes_on_where_it_broke_off(server: Server, tmp_path: Path) -> 
     assert not dest.exists()
     server.break_after = None
     assert fetch(server.url, dest, MD5).read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=1000-"]
+    assert server.requested == [None, "bytes=1000-"]
 
 
 def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:

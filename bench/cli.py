@@ -1,4 +1,4 @@
-"""The command line: run, report, list, doctor. What needs torch is imported when it is needed."""
+"""The command line: run, report, list, doctor. Modules that import torch are imported late."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def main(argv: Sequence[str] | None = None, executors: Mapping[str, Entry] = EXE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
-    except (
-        OSError
-    ) as error:  # a full disk, a folder that disappeared: records are written whole or not at all
+    except OSError as error:  # such as a full disk; records are written completely or not at all
         print(f"error: {error}; records already on disk are untouched", file=sys.stderr)
         return SOME_FAILED
 
@@ -83,21 +81,21 @@ def _dispatch(arguments: list[str], executors: Mapping[str, Entry]) -> int:
     return commands[options.command](options)
 
 
-def _unknown_option(got: str, command: str) -> UsageError:
+def _unknown_option(option: str, command: str) -> UsageError:
     legal = {
         "run": [*(f"--{name}" for name in run_options()), "--set", "--config", "--dry-run", "--skip-missing"],
         "report": ["--results", "--out"],
         "list": ["--json"],
     }.get(command, [])
-    near = difflib.get_close_matches(got.partition("=")[0], legal, n=1)
+    near = difflib.get_close_matches(option.partition("=")[0], legal, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return UsageError(
-        f"unknown option '{plain_name(got)}' of {command}{hint} Legal: {', '.join(legal) or 'none'}"
+        f"unknown option '{plain_name(option)}' of {command}{hint} Legal: {', '.join(legal) or 'none'}"
     )
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The grammar of the command line; values are validated later, together with the config file's."""
+    """The parser of the command line; values are validated later, together with those of the config file."""
     parser = Parser(
         prog="python -m bench",
         description="Compare continual-learning methods on pre-trained vision transformers.",
@@ -114,9 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report_parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the records")
     report_parser.add_argument("--out", type=Path, help="folder of the report (default: <results>/report)")
-    list_parser = commands.add_parser("list", help="methods, benchmarks, and whether their data are here")
+    list_parser = commands.add_parser(
+        "list", help="show methods, benchmarks, and whether their data are here"
+    )
     list_parser.add_argument("--json", action="store_true", help="for programs")
-    commands.add_parser("doctor", help="what this machine can run, what is missing, how to get it")
+    commands.add_parser("doctor", help="show what this machine can run, what is missing, how to get it")
     return parser
 
 
@@ -148,7 +148,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str], executors: Mapping[str, Entry]) -> int:
-    """Run what is not done yet, show the table."""
+    """Run the cells that are not done yet, and print the table of results."""
     values, sets = gather(options)
     _check_names(values, executors)
     settings = settings_from(values, sets)
@@ -160,7 +160,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], executors: Mappin
 
 
 def gather(options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """The config file's values, overridden by the command line's: (settings, dotted options)."""
+    """The values of the config file, overridden by the command line: (settings, dotted options)."""
     values: dict[str, Any] = {"methods": tuple(METHODS), "benchmarks": ("digits",)}
     sets: list[tuple[str, Any]] = []
     if options.config is not None:
@@ -200,7 +200,7 @@ def _split(value: Any) -> Any:
 def _check_names(values: Mapping[str, Any], executors: Mapping[str, Entry]) -> None:
     """Refuse unknown names before anything heavy is imported."""
     for field, registry in (("methods", METHODS), ("benchmarks", BENCHMARKS)):
-        if isinstance(values[field], list | tuple):  # anything else is refused with all other values
+        if isinstance(values[field], list | tuple):  # anything else is refused by `settings_from`
             for text in values[field]:
                 _ = registry[str(text).partition(":")[0]]
     if isinstance(values.get("executor"), str):
@@ -211,7 +211,7 @@ def _check_results(folder: Path) -> None:
     """Refuse a results folder that cannot be written to or created."""
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except (OSError, ValueError) as error:  # a name that no file system takes
+    except (OSError, ValueError) as error:  # a name that no file system accepts
         why = getattr(error, "strerror", None) or error
         raise UsageError(
             f"cannot write results to '{plain_name(str(folder))}': {why}; give another --results"
@@ -227,7 +227,7 @@ def _check_results(folder: Path) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Render the records of a folder."""
+    """Write a report of the records of a folder."""
     from reports.report import write_report
 
     records, complaints = read_readable(options.results)
@@ -239,14 +239,14 @@ def report(options: argparse.Namespace) -> int:
 
 
 def list_components(options: argparse.Namespace) -> int:
-    """Methods, benchmarks, and whether their data are here."""
+    """Print the methods and benchmarks, and whether their data are on this machine."""
     components = listing()
     print(as_json(components) if options.json else as_text(components))
     return DONE
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """What this machine can run, what is missing, how to get it."""
+    """Print what this machine can run, what is missing, and how to get it."""
     from bench.doctor import examine
 
     for line in examine():

@@ -20,7 +20,7 @@ from bench.listing import listing
 
 
 def examine() -> Iterator[str]:
-    """The findings, a line each."""
+    """What there is and what is missing, in lines."""
     yield from _software()
     yield from _hardware()
     yield from _probes()
@@ -69,14 +69,14 @@ def _probes() -> Iterator[str]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = meter_of(device)
-    unknown = "not measured here, because this system does not reset a process's highest point"
-    yield f"peak memory: {f'measured as {meter.kind}' if meter else unknown}"
+    absent = "not measured here, because this system does not reset the peak of a process"
+    yield f"peak memory: {f'measured as {meter.kind}' if meter else absent}"
     yield f"energy of training: {'counted by NVML' if counter_of(device) else 'not counted on this device'}"
 
 
 def _weights() -> Iterator[str]:
-    same = sha256_of(MICRO_WEIGHTS) == micro_card()["sha256"]
-    yield f"backbone {MICRO_NAME}: packaged, {'intact' if same else 'DAMAGED: reinstall this project'}"
+    intact = sha256_of(MICRO_WEIGHTS) == micro_card()["sha256"]
+    yield f"backbone {MICRO_NAME}: packaged, {'intact' if intact else 'DAMAGED: reinstall this project'}"
     for root in data_roots(None):
         for path in sorted((root / "weights").glob("*.safetensors")):
             yield f"weights file {path}: use it with --weights and the matching --backbone"
@@ -86,7 +86,7 @@ def _weights() -> Iterator[str]:
 
 
 def _data() -> Iterator[str]:
-    yield f"data are looked for in: {', '.join(map(str, data_roots(None)))}"
+    yield f"data are searched for in: {', '.join(map(str, data_roots(None)))}"
     for item in listing():
         if item.kind == "benchmark":
             yield f"benchmark {item.name}: {item.data}"

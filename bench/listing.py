@@ -1,4 +1,4 @@
-"""What is registered, and whether its data are on this machine. Imports no torch."""
+"""The registered methods and benchmarks, and whether their data are on this machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from methods.registry import METHODS, Entry
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One line of the list. `data` is null for a method; else where the data are, or what to do about it."""
+class ListEntry:
+    """A method or a benchmark; `data` says where the data of a benchmark are, or how to get them."""
 
     kind: str
     name: str
@@ -22,11 +22,11 @@ class Listed:
     data: str | None = None
 
 
-def listing() -> list[Listed]:
+def listing() -> list[ListEntry]:
     """All methods, then all benchmarks."""
     roots = data_roots(None)
-    methods = [Listed("method", e.name, e.summary) for e in METHODS.values()]
-    return methods + [Listed("benchmark", e.name, e.summary, _data(e, roots)) for e in BENCHMARKS.values()]
+    methods = [ListEntry("method", e.name, e.summary) for e in METHODS.values()]
+    return methods + [ListEntry("benchmark", e.name, e.summary, _data(e, roots)) for e in BENCHMARKS.values()]
 
 
 def _data(entry: Entry, roots: Sequence[Path]) -> str:
@@ -35,13 +35,13 @@ def _data(entry: Entry, roots: Sequence[Path]) -> str:
     return str(path) if path else str(cls.absent)
 
 
-def as_json(components: Sequence[Listed]) -> str:
-    """For programs: a list of objects."""
+def as_json(components: Sequence[ListEntry]) -> str:
+    """The list in JSON, for programs."""
     return json.dumps([asdict(item) for item in components], indent=2)
 
 
-def as_text(components: Sequence[Listed]) -> str:
-    """For people: a line each."""
+def as_text(components: Sequence[ListEntry]) -> str:
+    """The list in lines, for people."""
     width = max(len(item.name) for item in components)
     lines = []
     for kind in ("method", "benchmark"):
@@ -50,6 +50,6 @@ def as_text(components: Sequence[Listed]) -> str:
     return "\n".join(lines)
 
 
-def _line(item: Listed, width: int) -> str:
+def _line(item: ListEntry, width: int) -> str:
     data = f"\n  {'':{width}}  data: {item.data}" if item.data else ""
     return f"  {item.name:{width}}  {item.summary}{data}"

@@ -1,4 +1,4 @@
-"""The command `run`, from its settings to its exit status: plan, run, measure, summarise."""
+"""The command `run`: plan a grid, run its cells, measure their inference, print a summary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DONE, SOME_FAILED = 0, 1
 
 @dataclass(frozen=True)
 class GridPlan:
-    """What a command will do.
+    """What a command is going to do.
 
     Attributes:
         planned: all cells of the grid.
@@ -52,7 +52,7 @@ class GridPlan:
 def run_grid(
     settings: Settings, options: argparse.Namespace, command: str, executors: Mapping[str, Entry]
 ) -> int:
-    """Plan, and unless it is a dry run, run, measure and summarise; the exit status.
+    """Plan a grid and, unless it is a dry run, run and measure it; returns the exit status.
 
     Args:
         command: what the user typed, for the records.
@@ -92,7 +92,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _announce(console: Console, grid: GridPlan) -> None:
-    """How many cells there are, what is done already, and what will run where."""
+    """Print the number of cells, how many are done already, and what runs where."""
     not_run = {item.cell.id for item in grid.planned} - {item.cell.id for item in grid.todo}
     existing = [grid.existing[cell] for cell in sorted(not_run & grid.existing.keys())]
     done = sum(entry.status == "done" for entry in existing)
@@ -109,12 +109,12 @@ def _make_results(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"cannot make the results folder '{folder}' ({error.strerror}); give another --results"
+            f"cannot create the results folder '{folder}' ({error.strerror}); give another --results"
         ) from None
 
 
 def _show_plan(console: Console, grid: GridPlan) -> int:
-    """What would be run, in which order, where, and about how long it would take."""
+    """Print what would be run, in which order, where, and about how long it would take."""
     turns = {item.cell.id: turn for turn, item in enumerate(grid.todo, start=1)}
     table = Table("cell", "what would happen", "about")
     for item in grid.planned:
@@ -143,12 +143,12 @@ def _forecast(grid: GridPlan) -> str:
     """About how long training and evaluation would take."""
     estimated = [item for item in grid.todo if item.cell in grid.seconds]
     if not estimated:
-        return "time: no past record in this results folder tells how long these cells take"
+        return "time: no estimate, because the results folder has no record of a similar cell"
     workers = grid.parallelism.workers
     total = in_words(schedule(estimated, grid.seconds, workers or 1))
-    unknown = len(grid.todo) - len(estimated)
-    exception = f", without {unknown} cells that no past record resembles" if unknown else ""
-    divided = "" if workers else ", divided by what the cluster runs at a time"
+    others = len(grid.todo) - len(estimated)
+    exception = f", without {others} cells to which no past record is similar" if others else ""
+    divided = "" if workers else ", divided by the number of cells that the cluster runs at a time"
     return f"time, from past records: about {total}{exception}{divided}; inference is timed after that"
 
 
@@ -163,7 +163,7 @@ def _run_and_measure(
     grid: GridPlan,
     command: str,
 ) -> bool:
-    """Run the cells, then time their inference; False if that ended early, which was reported."""
+    """Run the cells, then time their inference; returns False if that ended early, which is printed."""
     workers = grid.parallelism.workers
     context = RunContext(command, settings.executor, workers, grid.parallelism.threads)
     with (
@@ -194,14 +194,14 @@ def _run_and_measure(
 
 
 def _run(scheduler: Scheduler, todo: Sequence[PlannedCell]) -> None:
-    """Run the cells, until they have ended or the grid was stopped."""
+    """Run the cells until all have ended or the grid is stopped."""
     with suppress(StoppedError):
         for _ in scheduler.run(todo):
             pass
 
 
 def _measure(console: Console, scheduler: Scheduler, planned: Sequence[PlannedCell]) -> bool:
-    """Time the inference of the cells that need it; False if that could not be completed."""
+    """Time the inference of the cells that need it; returns False if that could not be completed."""
     try:
         with display(console, [], {}, 1) as scheduler.display:
             for _ in scheduler.measure(planned):

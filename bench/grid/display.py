@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: a live display on a terminal, plain lines elsewhere."""
+"""Display of a running grid: progress bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def session_name(cells: Sequence[Cell]) -> str:
 
 
 def outcome_line(record: Record, started: float | None) -> str:
-    """How a cell ended, in a line.
+    """The status of a cell that has ended, with its accuracy or the reason, in a line.
 
     Args:
         started: when it started, by `time.perf_counter`; None if this command did not run it.
@@ -46,13 +46,13 @@ def outcome_line(record: Record, started: float | None) -> str:
 
 
 def cell_fraction(update: ProgressUpdate) -> float:
-    """The finished part of a cell, 0 to 1, counting experiences as equally long."""
+    """The finished part of a cell, 0 to 1, as if all tasks took equally long."""
     within = 1.0 if update.activity == "evaluating" else update.share
     return (update.experience - 1 + within) / update.experiences
 
 
 def status_line(update: ProgressUpdate) -> str:
-    """Where a cell stands, in a line."""
+    """The progress of a cell, in a line."""
     parts = [f"{update.steps} {update.experience}/{update.experiences}", update.activity]
     if update.epoch:
         parts.append(f"epoch {update.epoch}/{update.epochs}")
@@ -64,9 +64,9 @@ def status_line(update: ProgressUpdate) -> str:
 
 
 class Display(ABC):
-    """Shows cells that start, progress and end, timing sessions, and notices.
+    """Shows the cells of a grid, its timing sessions, and notices.
 
-    A subclass prints lines, and shows the progress of a cell, or of the session where the cell is None.
+    A subclass implements `print`, `show_progress` and `session_started`.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Display(ABC):
 
     @abstractmethod
     def show_progress(self, cell: Cell | None, update: ProgressUpdate) -> None:
-        """Show where a cell or the timing session stands."""
+        """Show the progress of a cell, or of the timing session if `cell` is None."""
 
     def cell_started(self, planned: PlannedCell) -> None:
         """A cell was submitted."""
@@ -97,7 +97,7 @@ class Display(ABC):
 
     @abstractmethod
     def session_started(self, cells: Sequence[Cell]) -> None:
-        """The inference of these cells is timed from now on."""
+        """A timing session of these cells has started."""
 
     def session_progress(self, message: Message) -> None:
         """The timing session sent a message."""
@@ -113,7 +113,7 @@ class Display(ABC):
 
 
 class LineDisplay(Display):
-    """A line when a cell starts, when an experience starts, and when the cell ends."""
+    """Prints a line when a cell starts, when a task starts, and when the cell ends."""
 
     def __init__(self, console: Console, total: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class LineDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """A bar for the grid (cells done, failed, running, to go, time left) and one for each running cell."""
+    """Shows a bar for the grid (cells done, not done, running, to go; time left) and one per running cell."""
 
     def __init__(
         self, progress: Progress, todo: Sequence[PlannedCell], seconds: Mapping[Cell, float], workers: int
@@ -201,8 +201,8 @@ def display(
 
     Args:
         todo: the cells that are to be run.
-        seconds: about what each of them takes, where that is known.
-        workers: how many are run at a time.
+        seconds: their estimated durations, where there are any.
+        workers: cells at a time.
     """
     if not console.is_terminal:
         yield LineDisplay(console, len(todo))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -17,7 +18,7 @@ SIMILAR_BY = ("method", "benchmark", "scale", "eval_on", "device", "tasks", "pro
 
 
 def seconds_by_cell(planned: Iterable[PlannedCell], past: Iterable[Record]) -> dict[Cell, float]:
-    """Estimated seconds of each cell that past records tell about.
+    """Estimated seconds of each cell for which there are records of similar cells.
 
     The mean over cells that differ in the seed at most; else over cells with other settings of the method.
     """
@@ -45,11 +46,11 @@ def seconds_of(record: Record) -> float:
 
 
 def _keys(config: Mapping[str, Any]) -> list[str]:
-    """Keys that similar cells share: first with the method's settings, then without."""
+    """Keys that similar cells have in common: first with the settings of the method, then without."""
     exact = {name: _without_label(config.get(name)) for name in SIMILAR_BY}
     method = exact["method"]
     loose = exact | {"method": method.get("name") if isinstance(method, Mapping) else method}
-    return [repr(sorted(exact.items(), key=str)), repr(sorted(loose.items(), key=str))]
+    return [json.dumps(key, sort_keys=True) for key in (exact, loose)]  # a record on disk has sorted keys
 
 
 def _without_label(part: Any) -> Any:
@@ -57,14 +58,14 @@ def _without_label(part: Any) -> Any:
 
 
 def longest_first(planned: Sequence[PlannedCell], seconds: Mapping[Cell, float]) -> list[PlannedCell]:
-    """In the order that keeps all workers busy to the end; cells without an estimate come first."""
+    """The longest cells first, so that no worker is idle early; cells without an estimate before them."""
     if not seconds:
         return list(planned)
     return sorted(planned, key=lambda item: -seconds.get(item.cell, float("inf")))
 
 
 def schedule(planned: Sequence[PlannedCell], seconds: Mapping[Cell, float], workers: int) -> float:
-    """Seconds until all cells with an estimate are done, each started as soon as a worker is free."""
+    """Seconds until all cells with an estimate are done, if each starts as soon as a worker is free."""
     free_at = [0.0] * workers
     for item in planned:
         if item.cell in seconds:

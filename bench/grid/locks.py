@@ -1,7 +1,7 @@
 """Locks in a results folder: one per cell, released by the system when the process that holds it ends.
 
-Commands that use the same results folder divide the work by them. The lock files are empty, are in `.locks`,
-and may stay there.
+Commands that use the same results folder share the work: a cell runs where it is locked. The lock files are
+empty, are in `.locks`, and may stay there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From settings to cells: everything is resolved, found and checked here, before any work is done."""
+"""Planning a grid: resolves the settings of a command to cells, and checks them before any work is done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell, and the reason it cannot be run on this machine, if there is one."""
+    """A cell; `missing` is the reason why it cannot be run on this machine, if there is one."""
 
     cell: Cell
     missing: str | None = None
@@ -36,8 +36,8 @@ def plan(settings: Settings, device: Device, inputs: Inputs, *, skip_missing: bo
         skip_missing: plan cells whose data or weights are missing as skipped, instead of raising.
 
     Raises:
-        MissingError: for data or weights that are not here, unless `skip_missing`.
-        UsageError: for anything else that cannot be run as asked.
+        MissingError: for data or weights that are not on this machine, unless `skip_missing`.
+        UsageError: for anything else that cannot be run with these settings.
     """
     outlines = (
         _outline(settings, device, inputs, benchmark, method, seed)
@@ -73,7 +73,7 @@ def _planned(outline: Cell, inputs: Inputs, skip_missing: bool) -> PlannedCell:
 def _outline(
     settings: Settings, device: Device, inputs: Inputs, benchmark: Choice, method: Choice, seed: int
 ) -> Cell:
-    """All of a cell that can be known without its data and weights."""
+    """A cell without the fields that depend on its data and weights."""
     opened = inputs.benchmark_of(benchmark)
     method_class = METHODS[method.name].load()
     recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
@@ -97,7 +97,7 @@ def _outline(
 
 
 def _component(choice: Choice, resolved: Any, recipe: Mapping[str, Any]) -> Component:
-    """Options that are the default, or the recipe's, are left out of the label: they make no other row."""
+    """The component with resolved options; its label has those that are not defaults."""
     options, defaults = as_plain(resolved), {**_defaults(type(resolved)), **recipe}
     changed = {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
     return Component(name=choice.name, label=label_of(choice.name, changed), options=options)
@@ -113,7 +113,7 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 def _completed(cell: Cell, inputs: Inputs) -> Cell:
-    """Add what only the data and the weights tell: the split, the class order, the weights' hash."""
+    """Add the fields that depend on data and weights: the split, the class order, the hashes."""
     split, weights = inputs.split(cell), inputs.backbone(cell)
     inputs.check_backbone(cell)
     return cell.model_copy(
@@ -127,7 +127,7 @@ def _completed(cell: Cell, inputs: Inputs) -> Cell:
 
 
 def _protocol(settings: Settings, benchmark: Benchmark[Any], method_class: Any) -> Protocol:
-    """The benchmark's defaults, then the protocol's, then what the command asked for."""
+    """The defaults of the benchmark, overridden by the recipe, overridden by the command."""
     scale = benchmark.scales[settings.scale]
     values: dict[str, Any] = {
         "backbone": benchmark.backbone or backbone.DEFAULT_BACKBONE,
@@ -164,7 +164,7 @@ def resolve_device(requested: str, remote: bool) -> Device:
 
 
 def check_images(planned: Sequence[PlannedCell], inputs: Inputs) -> None:
-    """Decode what the cells will use, so that a broken image shows before training starts.
+    """Decode the images of all cells, so that a broken image is reported before training starts.
 
     Raises:
         UsageError: naming every image that cannot be decoded.
@@ -180,8 +180,8 @@ def cells_to_run(
 
     Args:
         statuses: by cell id, for the cells that have a record; `DAMAGED` for one that cannot be read.
-        rerun: "missing" runs what is not done, "failed" what was tried and is not done, "all" everything.
-            A damaged record is overwritten by the last two only.
+        rerun: "missing" selects cells that are not done, "failed" cells that have a record and are not done,
+            "all" every cell. A cell with a damaged record is selected by the last two only.
     """
     for item in planned:
         status = statuses.get(item.cell.id)

@@ -33,7 +33,7 @@ POLL = 0.5
 
 
 class StoppedError(RuntimeError):
-    """The grid was asked to stop, and did."""
+    """A stop of the grid was requested, and every cell has ended."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ExistingRecord:
     Attributes:
         status: its status, or `DAMAGED`.
         digest: hash of the file; None if it disappeared.
-        complaint: what is wrong with it.
+        complaint: what is wrong with a damaged one.
     """
 
     status: str
@@ -70,11 +70,11 @@ class Scheduler:
     """Runs cells by an executor.
 
     Attributes:
-        existing: the records there were when the command was planned; what has changed since is the work of
-            another command, and is not done again.
-        cell_timeout: seconds a cell may take.
-        from_scratch: cells do not use the checkpoints there are.
-        finished: how many cells have ended since, in any way but an interruption, in any command.
+        existing: the records that were on disk when the grid was planned; one that has changed since is the
+            work of another command, and its cell is not run again.
+        cell_timeout: seconds that a cell may take.
+        from_scratch: delete the checkpoints of a cell before it is run.
+        finished: number of cells that have ended since, in this command or another, interruptions excluded.
         poll_seconds: time between two checks for a signal, or for a lock that was released.
     """
 
@@ -100,11 +100,11 @@ class Scheduler:
     # ---- training --------------------------------------------------------------------------------
 
     def run(self, cells: Sequence[PlannedCell]) -> Iterator[Record]:
-        """Run the cells in their order; yield each record as soon as it is on disk.
+        """Run the cells in the given order; yield each record as soon as it is on disk.
 
         Raises:
             StoppedError: once a stop was requested, and every cell has ended.
-            StorageError: if the results folder cannot be written to; every cell has ended then, too.
+            StorageError: if the results folder cannot be written to, once every cell has ended.
         """
         queue, waiting = list(cells), False
         try:
@@ -119,7 +119,7 @@ class Scheduler:
         except StorageError:
             self._end_all()
             raise
-        finally:  # there is nothing left to do here, unless something unforeseen has happened
+        finally:  # has no effect unless an unforeseen error was raised
             self.executor.kill()
             for cell in list(self.locks):
                 self._release(cell)
@@ -170,7 +170,7 @@ class Scheduler:
         return None if current.status == "interrupted" else current
 
     def _handle_all(self, events: Sequence[CellProgress | CellFinished]) -> Iterator[Record]:
-        """Handle every event, also those after one that the disk had no room for."""
+        """Handle every event, also those after one that could not be written to disk."""
         failures = []
         for event in events:
             try:
@@ -208,7 +208,7 @@ class Scheduler:
         return record_without_results(cell, self.inputs, self.context, now(), status, reason)
 
     def _write(self, cell: Cell, result: CellResult) -> Record:
-        """Put a cell's record on disk, delete what it makes useless, and unlock the cell."""
+        """Write the record of a cell, delete the files that it makes obsolete, and unlock the cell."""
         try:
             self._put(self.paths.results / cell.id, cell, result)
         finally:
@@ -223,7 +223,7 @@ class Scheduler:
     def _put(self, folder: Path, cell: Cell, result: CellResult) -> None:
         finished = result.record
         if finished.status == "interrupted" and _is_done(folder):
-            checkpoint.delete_all(folder)  # an interrupted repetition takes nothing away
+            checkpoint.delete_all(folder)  # the record of before the interrupted repetition stays
         else:
             _write_predictions(folder, result)  # before the record that names them
             record.write(finished, folder)
@@ -231,7 +231,7 @@ class Scheduler:
             _write_traceback(folder, result.traceback)
         if finished.status == "done":
             checkpoint.prune(folder, (1, cell.tasks))
-        if finished.status != "skipped":  # its record from while its data were missing is out of date
+        if finished.status != "skipped":  # a record from when its data were missing is obsolete
             shutil.rmtree(self.paths.results / cell.without_data().id, ignore_errors=True)
 
     def _release(self, cell: Cell) -> None:
@@ -258,7 +258,7 @@ class Scheduler:
                 self._release(event.cell)
             else:
                 self._write(event.cell, self._result_of(event))
-        except StorageError:  # the command reports the first one
+        except StorageError:  # the first one is reported by the caller
             return
 
     # ---- inference -------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class Scheduler:
 
         Raises:
             StoppedError: if a stop was requested.
-            RuntimeError: if a session cannot be run; the others were, and its checkpoints stay.
+            RuntimeError: if sessions could not be run; all others were, and the checkpoints of these stay.
         """
         failures: list[Exception] = []
         with self._timing_lock():
@@ -290,7 +290,7 @@ class Scheduler:
 
     @contextmanager
     def _locked(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
-        """Lock the cells; those that another command has locked are left out."""
+        """Lock the cells, except those that another command has locked; yields the locked ones."""
         locks = {cell: acquire_lock(self.paths.results, cell.id) for cell in cells}
         try:
             yield tuple(cell for cell, lock in locks.items() if lock is not None)

@@ -26,9 +26,9 @@ from bench.spec import Cell
 from bench.storage import remove_partial_files
 from methods.registry import METHODS
 
-#: Images per call: one, and enough to keep the device busy.
+#: Images per call, by device: one, and enough to keep the device busy.
 BATCHES: Batches = {"cpu": (1, 32), "cuda": (1, 128)}
-#: Cells of one session. Each has two models in memory: after the first experience and after the last.
+#: Cells per session. Each has two models in memory: after the first task and after the last.
 MAX_CELLS = 12
 
 
@@ -55,19 +55,19 @@ def _is_pending(cell: Cell, paths: Paths, observe: Observer) -> bool:
         return False
     try:
         existing = record.read(folder / record.RECORD_NAME)
-    except RecordError:  # no record, or a damaged one, which was reported when the grid was planned
+    except RecordError:  # there is none, or it is damaged, which was reported when the grid was planned
         return False
     if not existing.done:
         return False
     if existing.cost is None or existing.cost.latency is not None:
-        checkpoint.delete_all(folder)  # left by a repetition that was never finished
+        checkpoint.delete_all(folder)  # of a repetition that was not finished
         return False
     usable = [n for n, path in checkpoints.items() if _is_usable(cell, path, observe)]
     return cell.tasks in usable and usable == list(checkpoints)
 
 
 def _is_usable(cell: Cell, path: Path, observe: Observer) -> bool:
-    """Whether a checkpoint is intact and was made by this code; a damaged one is quarantined."""
+    """Whether a checkpoint is intact and was written by this code; a damaged one is quarantined."""
     try:
         saved = checkpoint.load(path).notes["conditions"]
     except DamagedError as error:
@@ -100,7 +100,7 @@ def run_session(
         run: runs a function in a process, as `run_in_process` does.
 
     Raises:
-        KeyboardInterrupt: if it was stopped.
+        KeyboardInterrupt: if a stop was requested.
         DiedError, torch.OutOfMemoryError: if the session cannot be run.
     """
     measure = partial(run, resources=resources, observe=observe, stop=stop)
@@ -110,7 +110,7 @@ def run_session(
 
 
 def store_inference(cell: Cell, paths: Paths, result: InferenceResult) -> Record:
-    """Add to a cell's record what was measured, and delete its checkpoints, which are no longer needed."""
+    """Add the measurements to the record of a cell, and delete its checkpoints."""
     folder = paths.results / cell.id
     trained = record.read(folder / record.RECORD_NAME)
     assert trained.cost is not None

@@ -1,4 +1,4 @@
-"""Stopping a grid: Ctrl-C, SIGTERM and the end of the terminal all request the same."""
+"""Stopping a grid: Ctrl-C, SIGTERM and the end of the terminal have the same effect."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ONE_REQUEST = 1.0
 
 @dataclass
 class Stop:
-    """Whether a stop was requested, and whether it was requested again: then at once (`immediate`)."""
+    """Whether a stop was requested; `immediate` if it was requested twice."""
 
     requested: bool = False
     immediate: bool = False
     first_at: float = 0.0
 
     def request(self) -> None:
-        """Note a signal."""
+        """Request a stop; a second request after more than a second makes it immediate."""
         now = time.monotonic()
         self.immediate |= self.requested and now - self.first_at > ONE_REQUEST
         if not self.requested:
@@ -60,7 +60,7 @@ def signals_blocked() -> Iterator[None]:
 
 
 def unblock_signals() -> None:
-    """For a process that was started within `signals_blocked`: let signals through."""
+    """Undo `signals_blocked`, in a process that was started within it."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

@@ -1,8 +1,8 @@
 """Executors, one module each: they accept cells, run them, and report progress and results.
 
 `EXECUTORS` maps names to classes without importing them. Other packages add theirs through the entry-point
-group `duallora_bench.executors`. A class is registered with `methods.registry.register`, has the class
-methods of `ExecutorClass`, and opens objects with the methods of `Executor`.
+group `duallora_bench.executors`. A class is registered with `methods.registry.register` and has the class
+methods of `ExecutorClass`; `open` returns an `Executor`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ EXECUTORS = Registry("executor", "bench.grid.executors", Path(__file__).parent, 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How many cells an executor runs at a time.
+    """How many cells an executor runs at a time, and with which resources.
 
     Attributes:
-        workers: cells at a time; None for as many as a cluster has room for.
+        workers: cells at a time; None for as many as the executor has capacity for.
         threads: CPU threads per cell.
-        description: what will run where, for people.
+        description: what runs where, in a line for people.
     """
 
     workers: int | None
@@ -52,11 +52,11 @@ class CellProgress:
 
 @dataclass(frozen=True)
 class CellFinished:
-    """A cell no longer runs.
+    """A cell has ended.
 
     Attributes:
         result: what `bench.cell.runner.run_cell` returned; None if it did not return.
-        error: what ended it instead.
+        error: why it did not return.
         timed_out: whether it was stopped because it exceeded its time limit.
     """
 
@@ -76,7 +76,7 @@ class Executor(Protocol):
         """Start a cell."""
 
     def poll(self, seconds: float) -> Sequence[CellProgress | CellFinished]:
-        """The events since the last call; waits up to `seconds` for the first one."""
+        """The events since the last call; waits for at most `seconds` if there is none."""
 
     def stop(self) -> None:
         """Ask every running cell to stop, as Ctrl-C does; their results are still polled."""
@@ -87,20 +87,20 @@ class Executor(Protocol):
     def measure_inference(
         self, cells: Sequence[Cell], observe: Observer, stop: Stop
     ) -> dict[str, InferenceResult]:
-        """Measure the inference of cells, by cell id, as `bench.grid.sessions.run_session` does.
+        """Measure the inference of cells; returns the results by cell id. Called while no cell runs.
 
-        Called while no cell runs.
+        Most executors call `bench.grid.sessions.run_session`.
 
         Raises:
-            KeyboardInterrupt: if it was stopped.
+            KeyboardInterrupt: if a stop was requested.
             RuntimeError: if the cells cannot be measured.
         """
 
 
 class ExecutorClass(Protocol):
-    """What a registered executor class offers before it is opened."""
+    """The class methods of a registered executor."""
 
-    #: Whether cells may run on other machines, so that this one need not have their device.
+    #: Whether cells may run on other machines, so that `--device cuda` needs no GPU on this one.
     remote: bool
 
     def check(self, settings: Settings) -> None:
@@ -111,7 +111,7 @@ class ExecutorClass(Protocol):
         """
 
     def parallelism(self, settings: Settings, device: Device) -> Parallelism:
-        """How many cells would run at a time, and where."""
+        """How many cells would run at a time, and with which resources."""
 
     def open(
         self, settings: Settings, device: Device, paths: Paths, context: RunContext

@@ -30,7 +30,7 @@ class ProcessExecutor:
     """Runs one cell per entry of `resources` at a time, each in a separate process.
 
     Args:
-        resources: what each worker gets of the machine.
+        resources: of each worker.
         cell_timeout: seconds a cell may take; None for no limit.
         start: starts a function in a process, as `start_worker` does.
     """
@@ -127,19 +127,19 @@ class ProcessExecutor:
 
 
 def worker_resources(device: Device, workers: int, threads: int, gpus: Sequence[str]) -> list[Resources]:
-    """What each worker gets of this machine; workers take the GPUs in turn."""
+    """The resources of each worker; workers take the GPUs in turn."""
     if device == "cpu" or not gpus:
         return [Resources(device, threads)] * workers
     return [Resources(device, threads, gpus[i % len(gpus)]) for i in range(workers)]
 
 
 def threads_per_worker(settings: Settings, workers: int) -> int:
-    """The threads asked for; else torch's own number, divided by the workers."""
+    """The threads of the settings; else torch's default number, divided by the workers."""
     return settings.threads or max(1, torch.get_num_threads() // workers)
 
 
 def describe(settings: Settings, device: Device, workers: int, threads: int, gpus: Sequence[str]) -> str:
-    """What will run where, in a line."""
+    """What runs where, in a line."""
     threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
     gpus_text = f", GPUs {', '.join(gpus)} in turn" if gpus else ""
     return (
@@ -162,10 +162,10 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def refuse_ray_address(settings: Settings) -> None:
-    """Refuse the address of a Ray cluster, for executors that use none.
+    """Refuse the address of a Ray cluster, for executors that do not use Ray.
 
     Raises:
-        UsageError: if one is given.
+        UsageError: if the settings have one.
     """
     if settings.ray_address is not None:
-        raise UsageError(f"ray_address is given, and the executor is {settings.executor}; use --executor ray")
+        raise UsageError(f"ray_address is set, but the executor is {settings.executor}; use --executor ray")

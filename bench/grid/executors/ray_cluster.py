@@ -1,8 +1,8 @@
-"""Cells on a Ray cluster: each is a task with its CPUs and GPU, on whichever machine Ray chooses.
+"""Cells on a Ray cluster: each is a Ray task with CPUs and a GPU, on a machine that Ray chooses.
 
-A task runs its cell in a separate process, as on one machine, so a cell's failures are recorded alike. Ray
-adds what one machine does not have: it places tasks, and runs them again where a machine is lost. Records
-come back through Ray; so do checkpoints, from machines that do not see the results folder.
+A task runs its cell in a separate process, so failures of a cell are recorded as by the other executors. Ray
+places the tasks, and runs them again if a machine is lost. Records are returned through Ray; so are
+checkpoints, from machines that do not share the results folder.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from bench.storage import StorageError, write_atomic
 from methods.errors import UsageError
 from methods.registry import METHODS, register
 
-#: How often a cell is started again, because the machine or the process that ran it was lost.
+#: How often a cell is started again after the machine or the process that ran it was lost.
 RETRIES = 3
-#: Seconds between two progress updates that a task passes on.
+#: Seconds between two progress updates of a task.
 UPDATE_SECONDS = 1.0
 
-#: Seconds for a cluster's address to answer; Ray itself would try for many minutes.
+#: Seconds within which the address of a cluster has to answer; Ray itself tries for many minutes.
 CONNECT_SECONDS = 5.0
 
-#: Ray sends no usage statistics, and does not change how a task sees GPUs that it did not ask for.
+#: No usage statistics are sent, and Ray does not hide the GPUs from tasks that request none.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-#: Seconds within which Ray ends the processes of a machine that it has given up.
+#: Seconds within which Ray ends the processes of a machine that it considers lost.
 NODE_ENDS = 3.0
 
 #: Checkpoint files of a cell: name -> content.
@@ -66,7 +66,7 @@ Checkpoints = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task returns; `checkpoints` are those that the results folder lacks."""
+    """The result of a Ray task; `checkpoints` are those that are not in the results folder."""
 
     result: CellResult | None = None
     error: Exception | None = None
@@ -75,14 +75,14 @@ class TaskResult:
 
 
 class ProgressActor:
-    """Collects the messages of tasks; a Ray actor beside the command that started the grid."""
+    """Collects the messages of tasks; a Ray actor on the machine of the command that started the grid."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, Message]] = []
         self.starts: dict[str, int] = {}
 
     def count_start(self, cell: str) -> int:
-        """How often the cell was started, this time included."""
+        """Count a start of the cell; returns the number of its starts."""
         self.starts[cell] = self.starts.get(cell, 0) + 1
         return self.starts[cell]
 
@@ -102,7 +102,7 @@ class RayExecutor:
 
     Args:
         max_cells: cells at a time; None for as many as fit.
-        token: a file in the results folder; machines that see it use the folder directly.
+        token: a file in the results folder; a machine on which it exists shares the folder.
     """
 
     remote: ClassVar[bool] = True
@@ -182,7 +182,7 @@ class RayExecutor:
         return len(self.refs) < max(1, self.max_cells or self.capacity())
 
     def capacity(self) -> int:
-        """How many cells fit on the machines that are alive."""
+        """Number of cells that fit on the machines that are alive."""
         return sum(self._fit(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
 
     def _fit(self, available: Mapping[str, float]) -> int:
@@ -209,12 +209,12 @@ class RayExecutor:
     def _no_capacity_notice(self) -> str:
         gpu = " and a GPU" if self.task_options["num_gpus"] else ""
         return (
-            f"no node of the cluster has {self.task_options['num_cpus']} CPUs{gpu} at present; it waits for "
-            "one to join; with fewer --threads it may fit on the nodes that are alive"
+            f"no node of the cluster has {self.task_options['num_cpus']} CPUs{gpu} at present; the cell "
+            "waits for one to join; with fewer --threads it may fit on the nodes that are alive"
         )
 
     def _put_checkpoints(self, cells: Sequence[Cell]) -> list[Any]:
-        """The checkpoints of cells in Ray's store; only machines that do not see the folder fetch them."""
+        """The checkpoints of cells in Ray's store, for machines that do not share the results folder."""
         files = {cell.id: read_checkpoints(self.paths.results / cell.id) for cell in cells}
         return [self.ray.put(files)] if any(files.values()) else []
 
@@ -292,11 +292,11 @@ class RayExecutor:
 
 
 def _connect(address: str | None, cpus: int) -> Any:
-    """The module `ray`, connected to the cluster at `address`, or to a new local one with `cpus` or more."""
+    """The module `ray`, connected to the cluster at `address`, or to a new local one with at least `cpus`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address is None and "RAY_AUTH_MODE" not in os.environ:
-        # Otherwise Ray leaves a token in the home folder, which clusters started later then ask for.
+        # Otherwise Ray writes a token into the home folder, which clusters started later require.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
@@ -349,7 +349,7 @@ def read_checkpoints(folder: Path) -> Checkpoints:
 
 
 def write_checkpoints(cell: Path, checkpoints: Checkpoints) -> None:
-    """Write checkpoint files into the folder of a cell; each replaces any other after as many experiences.
+    """Write checkpoint files into the folder of a cell; each replaces any other of the same number of tasks.
 
     Raises:
         StorageError: if they cannot be written.
@@ -396,7 +396,9 @@ def _wait_for(worker: Worker, observe: Observer) -> WorkerResult:
                 worker.stop()
             result = worker.poll(observe)
     if isinstance(result.error, DiedError):
-        time.sleep(NODE_ENDS)  # if this machine is ending, the task ends here, and the cell is not blamed
+        time.sleep(
+            NODE_ENDS
+        )  # if this machine is lost, the task ends here, and the cell is not recorded as failed
     return result
 
 
@@ -424,7 +426,7 @@ def session_task(
     progress: Any,
     checkpoints: Sequence[Any],
 ) -> dict[str, InferenceResult]:
-    """Measure the inference of cells, as `bench.grid.sessions.run_session` does."""
+    """Run a timing session; returns the results by cell id."""
     with _local_paths(paths, token, cells, checkpoints) as local, stop_on_signals() as stop:
         return run_session(cells, local, resources, _sender(progress, ""), stop)
 
@@ -433,7 +435,7 @@ def session_task(
 def _local_paths(
     paths: Paths, token: Path, cells: Sequence[Cell], checkpoints: Sequence[Any]
 ) -> Iterator[Paths]:
-    """The paths on this machine: the results folder where it is visible, else a temporary one."""
+    """The paths on this machine: with the results folder if it is shared, else with a temporary one."""
     paths = replace(paths, roots=tuple(dict.fromkeys((*paths.roots, *data_roots(None)))))
     if token.exists():
         yield paths
@@ -448,7 +450,7 @@ def _local_paths(
 
 
 def _sender(progress: Any, cell: str) -> Observer:
-    """Sends messages to the actor: every notice, and an update once in a while or in a new experience."""
+    """Sends to the actor every notice, and an update when a task starts or `UPDATE_SECONDS` have passed."""
     last: list[Any] = [0.0, None]
 
     def send(message: Message) -> None:

@@ -17,14 +17,14 @@ from methods.registry import register
 
 @register("serial")
 class SerialExecutor(ProcessExecutor):
-    """A `ProcessExecutor` with one worker, which sees all GPUs and gets all threads."""
+    """A `ProcessExecutor` with one worker, which has all GPUs and all threads."""
 
     @classmethod
     def check(cls, settings: Settings) -> None:
         refuse_ray_address(settings)
         if (settings.workers or 1) > 1:
             raise UsageError(
-                f"workers is {settings.workers}, and the executor serial runs one cell at a time; legal: 1, "
+                f"workers is {settings.workers}, but the executor serial runs one cell at a time; legal: 1, "
                 "or --executor processes, --executor ray"
             )
 

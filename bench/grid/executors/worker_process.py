@@ -33,7 +33,7 @@ PRELOADED = [
     "bench.grid.sessions",
 ]
 
-#: Seconds a worker that was asked to stop has to end; then it is killed.
+#: Seconds within which a worker has to end after a request to stop; then it is killed.
 GRACE = 20.0
 #: Seconds until a lost interrupt is raised again.
 LOST = 0.05
@@ -42,12 +42,12 @@ POLL = 0.5
 
 STATUS = "/proc/{}/status"
 KERNEL_COUNTERS = Path("/proc/vmstat")
-#: Where memory runs out, the kernel kills the worker first, and not the command that waits for it.
+#: If memory runs out, the kernel kills a worker rather than the command that waits for it.
 OOM_SCORE = Path("/proc/self/oom_score_adj"), "500"
 
 
 class DiedError(RuntimeError):
-    """The process ended without a result. `for_memory`: the kernel killed it, because memory ran out."""
+    """The process ended without a result. `for_memory`: the kernel killed it because memory ran out."""
 
     def __init__(self, message: str, for_memory: bool = False) -> None:
         super().__init__(message)
@@ -56,10 +56,10 @@ class DiedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a worker gets of the machine.
+    """The part of the machine that a worker uses.
 
     Attributes:
-        threads: CPU threads; None for torch's own number.
+        threads: CPU threads; None for torch's default number.
         gpu: one of this process's GPUs, as CUDA_VISIBLE_DEVICES names it; None for all of them.
     """
 
@@ -70,7 +70,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What the function returned, or the error it raised."""
+    """The result of the function, or the error that it raised."""
 
     result: Any = None
     error: Exception | None = None
@@ -99,7 +99,7 @@ class Worker:
         self.kernel_kills_before = kernel_kills()
 
     def poll(self, observe: Observer) -> WorkerResult | None:
-        """Pass on the function's messages; its result, once it has ended."""
+        """Pass the messages of the function to `observe`; returns its result once it has ended."""
         self._enforce_limits()
         try:
             while self.connection.poll():
@@ -113,7 +113,7 @@ class Worker:
         return None
 
     def stop(self) -> None:
-        """Ask the function to end, as Ctrl-C does; the process is killed if it does not."""
+        """Interrupt the function, as Ctrl-C does; the process is killed if it does not end within `GRACE`."""
         if self.kill_at is None:
             self.kill_at = time.monotonic() + GRACE
             self.process.terminate()
@@ -142,7 +142,7 @@ class Worker:
             return DiedError(f"its process ended with exit status {code} and without a result")
         name = signal.Signals(-code).name
         for_memory = name == "SIGKILL" and kernel_kills() > self.kernel_kills_before
-        reason = "; the system killed it, because memory ran out" if for_memory else ""
+        reason = "; the system killed it because memory ran out" if for_memory else ""
         memory = (
             f", {self.peak_resident / 2**20:.0f} MiB resident when last checked" if self.peak_resident else ""
         )
@@ -186,7 +186,7 @@ def run_in_process(
     Raises:
         DiedError: if the process ended without a result, as one that is killed does.
         KeyboardInterrupt: if a stop was requested, once the function has ended.
-        Exception: whatever the function raises.
+        Exception: any error of the function.
     """
     worker = start(function, *arguments, resources=resources)
     result = None
@@ -211,7 +211,7 @@ def _context(device: Device) -> Any:
 
 
 def kernel_kills() -> int:
-    """Processes that the kernel has killed so far because memory ran out; 0 where it does not count them."""
+    """Number of processes that the kernel has killed because memory ran out; 0 where it is not counted."""
     with suppress(OSError):
         lines = (line.split() for line in KERNEL_COUNTERS.read_text().splitlines())
         return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
@@ -219,7 +219,7 @@ def kernel_kills() -> int:
 
 
 def _peak_resident(pid: int) -> int:
-    """Peak resident memory of a process, bytes; 0 where it is not known."""
+    """Peak resident memory of a process, bytes; 0 where it cannot be read."""
     with suppress(OSError):
         lines = (line.split() for line in Path(STATUS.format(pid)).read_text().splitlines())
         return next((1024 * int(line[1]) for line in lines if line and line[0] == "VmHWM:"), 0)
@@ -232,7 +232,7 @@ def _peak_resident(pid: int) -> int:
 def _child(
     sender: Connection, resources: Resources, function: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
-    # Ctrl-C reaches every process of the terminal; only the parent answers it, by a SIGTERM.
+    # Ctrl-C reaches every process of the terminal; only the parent reacts, and sends SIGTERM.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -241,16 +241,16 @@ def _child(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(OSError):
         OOM_SCORE[0].write_text(OOM_SCORE[1])
-    gc.freeze()  # what the server imported is no garbage, and takes half a second to traverse
+    gc.freeze()  # the modules that the server imported take half a second to traverse
     with suppress(BrokenPipeError):  # the parent is gone
         try:
             _apply(resources)
             result = ("result", function(*arguments, lambda message: sender.send(("message", message))))
         except KeyboardInterrupt:
             return
-        except Exception as error:  # passed on, whatever it is
+        except Exception as error:  # of any type: it is passed to the parent
             result = ("error", error)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a result is not cut short
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # do not interrupt the sending of a result
         sender.send(result)
 
 

@@ -77,9 +77,7 @@ def test_the_description_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_address_of_a_cluster_is_refused() -> None:
-    with pytest.raises(
-        UsageError, match="ray_address is given, and the executor is processes; use --executor"
-    ):
+    with pytest.raises(UsageError, match="ray_address is set, but the executor is processes; use --executor"):
         ProcessExecutor.check(settings(ray_address="auto"))
     ProcessExecutor.check(settings(workers=7))
 

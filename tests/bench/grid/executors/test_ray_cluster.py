@@ -199,7 +199,9 @@ def test_where_nothing_fits_one_cell_waits_for_a_node_to_join(inputs: Inputs) ->
     (event,) = executor.poll(0.0)
     assert isinstance(event, CellProgress)
     assert isinstance(event.message, Notice)
-    assert "no node of the cluster has 64 CPUs at present; it waits for one to join" in event.message.text
+    assert (
+        "no node of the cluster has 64 CPUs at present; the cell waits for one to join" in event.message.text
+    )
     assert executor.poll(0.0) == []
 
 

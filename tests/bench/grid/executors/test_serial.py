@@ -46,9 +46,9 @@ def test_one_worker_gets_all_gpus_and_all_threads_or_those_that_are_given(
     [
         (
             {"workers": 2},
-            "workers is 2, and the executor serial runs one cell at a time; legal: 1, or --executor proc",
+            "workers is 2, but the executor serial runs one cell at a time; legal: 1, or --executor proc",
         ),
-        ({"ray_address": "auto"}, "ray_address is given, and the executor is serial; use --executor ray"),
+        ({"ray_address": "auto"}, "ray_address is set, but the executor is serial; use --executor ray"),
     ],
 )
 def test_settings_of_other_executors_are_refused(values: dict[str, Any], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The real command in a session of its own, with real signals; and what it leaves on disk, in plain words."""
+"""The real command in a separate session, with real signals; and the files that it leaves, by plain names."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from bench.record import RECORD_NAME, Record, read
 T = TypeVar("T")
 
 CODE = Path(__file__).parents[2]
-#: Seconds after which an event that is waited for will not come any more; nothing is measured by it.
+#: Seconds after which a test gives up waiting for an event; nothing is measured by it.
 LIMIT = 300.0
-#: Seconds between two looks.
-LOOK = 0.02
+#: Seconds between two checks.
+POLL = 0.02
 TASKS = 3
 #: Four epochs: an experience of `finetune` takes about a second, so that there is time to do something to it.
 TINY = (
     *("--scale", "smoke", "--seeds", "0", "--tasks", str(TASKS), "--weights", "random", "--threads", "1"),
     *("--set", "protocol.epochs=4"),
 )
-#: What `_child` writes for itself into /proc/PID/oom_score_adj: how the work's processes are known.
-OF_WORK = "500"
+#: What a worker writes into /proc/PID/oom_score_adj; its process is recognised by it.
+OF_WORKER = "500"
 
 #: What an interruption must not change: of a record, and of its cost of each experience.
 RESULTS = ("status", "correct", "counts", "predictions", "diagnostics", "class_order", "config")
 SIZES = ("train_images", "flops", "trainable", "stored", "stored_bytes", "deployed", "deployed_bytes")
 
 
-def wait_until(look: Callable[[], T], what: str, told: Callable[[], str] = str) -> T:
-    """What `look` finds, as soon as it is something."""
+def wait_until(condition: Callable[[], T], what: str, output: Callable[[], str] = str) -> T:
+    """The value of the condition, as soon as it is true."""
     give_up = time.monotonic() + LIMIT
-    while not (found := look()):
-        assert time.monotonic() < give_up, f"waited in vain for {what}\n{told()}"
-        time.sleep(LOOK)
-    return found
+    while not (value := condition()):
+        assert time.monotonic() < give_up, f"waited in vain for {what}\n{output()}"
+        time.sleep(POLL)
+    return value
 
 
 def grid_of(methods: str) -> tuple[str, ...]:
@@ -98,16 +98,16 @@ class Command:
     def output(self) -> str:
         return self.printed.read_text(errors="replace")
 
-    def wait_for(self, look: Callable[[], T], what: str) -> T:
-        """What `look` finds while the command runs."""
+    def wait_for(self, condition: Callable[[], T], what: str) -> T:
+        """The value of the condition, as soon as it is true, while the command runs."""
 
-        def look_while_it_runs() -> T:
+        def condition_while_it_runs() -> T:
             ended = self.process.poll() is not None
-            found = look()
-            assert found or not ended, f"the command ended before {what}\n{self.output}"
-            return found
+            value = condition()
+            assert value or not ended, f"the command ended before {what}\n{self.output}"
+            return value
 
-        return wait_until(look_while_it_runs, what, lambda: self.output)
+        return wait_until(condition_while_it_runs, what, lambda: self.output)
 
     def wait_for_words(self, words: str) -> None:
         """Until the command has printed them."""
@@ -116,19 +116,21 @@ class Command:
     def wait_for_checkpoint(self, tasks: int = 1, method: str = "*") -> Path:
         """The checkpoint of a cell after so many tasks, or more."""
 
-        def look() -> Path | None:
+        def path() -> Path | None:
             paths = self.results.glob(f"{method}-digits-*/checkpoints/*.safetensors")
             return next((p for p in paths if int(p.name.partition(".")[0]) >= tasks), None)
 
-        return self.wait_for(look, f"a checkpoint after {tasks} tasks")
+        return self.wait_for(path, f"a checkpoint after {tasks} tasks")
 
-    def wait_for_work(self) -> int:
+    def wait_for_worker(self) -> int:
         """The process of a cell, or of a measurement."""
-        return self.wait_for(lambda: next(iter(self.workers()), 0), "a process that works")
+        return self.wait_for(lambda: next(iter(self.workers()), 0), "a worker")
 
     def workers(self) -> list[int]:
         """The processes of cells and measurements that there are now."""
-        return [pid for pid in processes_of(self.process.pid) if _first_line(pid, "oom_score_adj") == OF_WORK]
+        return [
+            pid for pid in processes_of(self.process.pid) if _first_line(pid, "oom_score_adj") == OF_WORKER
+        ]
 
     def helpers(self) -> list[int]:
         """The processes that are there for the work to come: Python's tracker, the server for forks."""
@@ -143,14 +145,14 @@ class Command:
         os.killpg(self.process.pid, number)
 
     def result(self) -> Result:
-        """How it ended. No process of it is left then, and nobody was shown a traceback."""
+        """How it ended. No process of it is left then, and no traceback was printed."""
         wait_until(lambda: self.process.poll() is not None, "the end of the command", lambda: self.output)
         wait_until(lambda: not processes_of(self.process.pid), "the end of the command's other processes")
         assert "Traceback" not in self.output, self.output
         return Result(self.process.returncode, self.output)
 
     def end(self) -> None:
-        """Leave nothing of it, however a test has gone."""
+        """Kill what is left of it, whether the test passed or not."""
         for pid in {*processes_of(self.process.pid), self.process.pid}:
             if pid == self.process.pid and self.process.poll() is not None:
                 continue
@@ -168,10 +170,10 @@ def processes_of(session: int) -> list[int]:
 
 def _in(process: Path, session: int) -> bool:
     try:
-        state, _, _, found, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        state, _, _, current, *_ = (process / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return int(found) == session and state not in "ZX"
+    return int(current) == session and state not in "ZX"
 
 
 def _first_line(pid: int, name: str) -> str:

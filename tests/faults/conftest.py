@@ -54,9 +54,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where the commands of a test run; what they print lies beside it."""
-    made = tmp_path / "here"
-    made.mkdir()
-    return made
+    path = tmp_path / "here"
+    path.mkdir()
+    return path
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A package of methods that misbehave in their second experience, found through a real entry point."""
+"""A package of methods that misbehave in their second task, registered by a real entry point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {
 }
 
 MODULE = '''
-"""Linear probes that misbehave in experience 2, until the file `cured` lies beside this one."""
+"""Linear probes that misbehave in task 2, until the file `cured` lies beside this one."""
 
 import gc
 import time
@@ -90,7 +90,7 @@ class Deaf(Misbehaving):
 
 @register("collects")
 class Collects(Misbehaving):
-    """Is told to stop where Python ignores all exceptions, such as in `__del__` and in callbacks of `gc`."""
+    """Is interrupted where Python ignores all exceptions, such as in `__del__` and in callbacks of `gc`."""
 
     def misbehave(self):
         gc.callbacks.append(self.linger)
@@ -132,7 +132,7 @@ class Package:
 
     @property
     def obeyed(self) -> Path:
-        """There once `collects` was told for a second time."""
+        """There once `collects` was interrupted for a second time."""
         return self.folder / "obeyed"
 
     def cure(self) -> None:
@@ -140,10 +140,10 @@ class Package:
         (self.folder / "cured").touch()
 
     def check_cured(self, record: Record, whole: Callable[[str], Any]) -> None:
-        """The record is that of a linear probe, but for the name."""
-        found, expected = facts(record), whole("inflora,linear-probe").facts["linear-probe"]
-        assert found["config"]["method"]["name"] in NAMES
-        assert _but_for_the_method(found) == _but_for_the_method(expected)
+        """The record is that of a linear probe, except for the name."""
+        cured, expected = facts(record), whole("inflora,linear-probe").facts["linear-probe"]
+        assert cured["config"]["method"]["name"] in NAMES
+        assert _but_for_the_method(cured) == _but_for_the_method(expected)
 
 
 def _but_for_the_method(facts: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_the_repetition_of_a_damaged_record_can_be_interrupted(interrupted, star
     assert on_disk(interrupted) == BOTH
     assert facts(record_of(interrupted, "finetune")) == whole("finetune,ncm").facts["finetune"]
     drill(
-        "SIGINT while a damaged record is run again", "its record (interrupted), its checkpoints", "goes on"
+        "SIGINT while a damaged record is run again", "its record (interrupted), its checkpoints", "resumes"
     )
 
 
@@ -140,7 +140,7 @@ def test_checkpoints_without_a_record_do_not_stop_a_command_that_does_not_run_th
     record = record_of(interrupted, "finetune")
     assert record.manifest.resumed == [2]
     assert facts(record) == whole("finetune,ncm").facts["finetune"]
-    drill("checkpoints without a record, and --rerun failed", "what was there", "goes on, without --rerun")
+    drill("checkpoints without a record, and --rerun failed", "what was there", "resumes, without --rerun")
 
 
 def truncate(path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_damaged_checkpoint_is_set_aside(damage, which, interrupted, start, wh
     drill(
         f"a checkpoint is damaged ({DAMAGE[damage]}): after task {' and '.join(map(str, which))}",
         "each that was read is set aside as *.damaged, until the cell is measured",
-        "goes on from an earlier one, or from scratch; the record of an uninterrupted run",
+        "resumes from an earlier one, or from scratch; the record of an uninterrupted run",
     )
 
 

@@ -74,9 +74,9 @@ def _write_on_and_on(file: BinaryIO) -> None:
 
 @pytest.fixture
 def disk(folder: Path) -> Iterator[Disk]:
-    made = Disk(folder)
-    yield made
-    subprocess.run(["umount", "--lazy", made.results], check=True)
+    disk = Disk(folder)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk.results], check=True)
 
 
 @pytest.fixture
@@ -145,12 +145,12 @@ def test_a_full_disk_harms_nothing_and_with_more_room_the_grid_goes_on(
     drill(
         f"the disk is full {moment}",
         "earlier records, byte for byte; what fitted of checkpoints and records, whole",
-        "goes on, once there is room",
+        "resumes, once there is room",
     )
 
 
 @pytest.mark.parametrize("moment", ["a cell is trained", "inference is timed"])
-def test_a_results_folder_that_is_deleted_is_not_made_again(moment, folder, start, run, whole, drill):
+def test_a_results_folder_that_is_deleted_is_not_created_again(moment, folder, start, run, whole, drill):
     command = start(*grid_of("finetune"))
     if moment == "a cell is trained":
         command.wait_for_checkpoint()
@@ -174,7 +174,7 @@ def test_a_results_folder_that_is_deleted_is_not_made_again(moment, folder, star
     assert facts(record_of(command.results, "finetune")) == whole("finetune,ncm").facts["finetune"]
     drill(
         f"the results folder is deleted while {moment}",
-        "nothing; it is not made again",
+        "nothing; it is not created again",
         "starts from scratch",
     )
 
@@ -229,5 +229,5 @@ def test_a_results_folder_that_becomes_read_only_harms_nothing(moment, veil, sta
     drill(
         f"the results folder becomes read-only while {moment}",
         "what was there",
-        "goes on, once the folder is writable",
+        "resumes, once the folder is writable",
     )

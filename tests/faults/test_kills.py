@@ -69,7 +69,7 @@ def test_a_grid_that_is_killed_at_any_moment_goes_on_from_whole_files(seed, time
         drill(
             "kill -9 of the grid at a random moment",
             "whole records, whole checkpoints, at most one partial file; no process",
-            "goes on after the last task; the record of an uninterrupted run",
+            "resumes after the last task; the record of an uninterrupted run",
         )
 
     again = run(*grid_of(methods))
@@ -115,7 +115,7 @@ REASON = re.compile(
 def test_a_cell_whose_process_is_killed_is_recorded_and_goes_on_later(start, run, whole, drill):
     command = start(*grid_of("finetune,ncm"))
     command.wait_for_checkpoint()
-    os.kill(command.wait_for_work(), signal.SIGKILL)
+    os.kill(command.wait_for_worker(), signal.SIGKILL)
     result = command.result()
     assert result.status == 1
     assert "1 of 2 cells are not done; reasons are in the table's notes" in result.output
@@ -140,7 +140,7 @@ def test_a_cell_whose_process_is_killed_is_recorded_and_goes_on_later(start, run
     drill(
         "kill -9 of a cell's process",
         "its record (failed, ended by SIGKILL) and its checkpoints; the other cells are done",
-        "goes on after the last experience",
+        "resumes after the last task",
     )
 
 
@@ -169,7 +169,7 @@ def test_one_thing_after_another_happens_to_a_cell_and_it_is_right_in_the_end(st
     """Its process is killed; it is interrupted; it is terminated; its last checkpoint is damaged."""
     command = start(*grid_of("finetune,ncm"))
     command.wait_for_checkpoint()
-    os.kill(command.wait_for_work(), signal.SIGKILL)
+    os.kill(command.wait_for_worker(), signal.SIGKILL)
     assert command.result().status == 1
     assert statuses(command.results) == {"finetune": "failed", "ncm": "done"}
     assert REASON.fullmatch(record_of(command.results, "finetune").reason)
@@ -200,9 +200,10 @@ def test_one_thing_after_another_happens_to_a_cell_and_it_is_right_in_the_end(st
     assert on_disk(command.results) == done_files("finetune", "ncm")
     expected = whole("finetune,ncm").facts
     assert {name: facts(record_of(command.results, name)) for name in expected} == expected
-    assert record_of(command.results, "finetune").manifest.resumed == [1]  # of the checkpoints it is made of
+    record = record_of(command.results, "finetune")
+    assert record.manifest.resumed == [1]  # the last intact checkpoint was that after task 1
     drill(
         "one after the other: kill -9 of a cell, SIGINT, SIGTERM, a truncated checkpoint",
         "after each: the record and whole checkpoints",
-        "goes on each time; in the end the record of an uninterrupted run",
+        "resumes each time; in the end the record of an uninterrupted run",
     )

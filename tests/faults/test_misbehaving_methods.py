@@ -40,8 +40,8 @@ REASONS = {
     "never": ("failed", "it took longer than the limit, 10 s"),
     "deaf": ("failed", "it took longer than the limit, 10 s"),
 }
-#: Those whose process was not ended from outside.
-TOLD = {"raises": "in misbehave", "nan": "in before_backward", "hog": "in misbehave"}
+#: The line of the traceback, for those whose process was not ended from outside.
+FRAMES = {"raises": "in misbehave", "nan": "in before_backward", "hog": "in misbehave"}
 DISK = {
     "raises": "its record (failed), traceback.txt, its checkpoints",
     "nan": "its record (diverged: task, step), traceback.txt, its checkpoints",
@@ -66,7 +66,7 @@ def files_of(name: str) -> set[str]:
     return {
         f"{name}/record.json",
         f"{name}/checkpoints/1",
-        *({f"{name}/traceback.txt"} if name in TOLD else ()),
+        *({f"{name}/traceback.txt"} if name in FRAMES else ()),
     }
 
 
@@ -75,15 +75,15 @@ def check(results, name: str) -> None:
     record, (status, reason) = record_of(results, name), REASONS[name]
     assert record.status == status
     assert re.fullmatch(reason + KEPT, record.reason), record.reason
-    if name in TOLD:
+    if name in FRAMES:
         text = (cell_of(results, name) / "traceback.txt").read_text()
         assert text.startswith("Traceback")
-        assert TOLD[name] in text or name == "nan"
+        assert FRAMES[name] in text or name == "nan"
     if name == "hog":
         assert record.cost.peak_memory.training.peak > 2**30
 
 
-def test_methods_that_raise_diverge_or_never_end_stop_nobody_else(run, folder, environment):
+def test_methods_that_raise_diverge_or_never_end_stop_no_other_method(run, folder, environment):
     package = install(folder, environment)
     arguments = (*grid_of("raises,nan,never,ncm"), "--cell-timeout", TIMEOUT)
     result = run(*arguments, environment=package.environment)

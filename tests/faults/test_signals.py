@@ -53,7 +53,7 @@ def test_a_signal_ends_the_grid_and_keeps_its_checkpoints(number, whom, start, r
     drill(
         f"{number.name}, to {whom}",
         "its record (interrupted), its checkpoints",
-        "goes on after the last task",
+        "resumes after the last task",
     )
 
 
@@ -116,9 +116,7 @@ def test_a_second_ctrl_c_ends_at_once_a_cell_that_does_not_obey(
     result = command.result()
     assert result.status == 1
     assert f"stopped: 0 of 1 cells ended and are on disk in 'results'; {GOES_ON}" in result.output
-    assert on_disk(command.results) == {
-        "deaf/checkpoints/1"
-    }  # and no record, which a cell gets that had its time
+    assert on_disk(command.results) == {"deaf/checkpoints/1"}  # the cell had no time for a record
     check_checkpoints(command.results)
 
     package.cure()
@@ -127,7 +125,7 @@ def test_a_second_ctrl_c_ends_at_once_a_cell_that_does_not_obey(
     record = record_of(command.results, "deaf")
     assert record.manifest.resumed == [1]
     package.check_cured(record, whole)
-    drill("SIGINT twice, the cell swallows it", "its checkpoints", "goes on after the last task")
+    drill("SIGINT twice, the cell swallows it", "its checkpoints", "resumes after the last task")
 
 
 def test_a_cell_that_does_not_obey_is_killed_after_a_while(start, run, whole, folder, environment, drill):
@@ -150,7 +148,7 @@ def test_a_cell_that_does_not_obey_is_killed_after_a_while(start, run, whole, fo
     drill(
         "SIGINT once, the cell swallows it: killed after its grace",
         "its record (interrupted), its checkpoints",
-        "goes on after the last task",
+        "resumes after the last task",
     )
 
 
@@ -177,7 +175,7 @@ def test_a_signal_is_heeded_where_python_ignores_all_exceptions(
     drill(
         "SIGINT while Python ignores all exceptions",
         "its record (interrupted), its checkpoints",
-        "goes on after the last task",
+        "resumes after the last task",
     )
 
 

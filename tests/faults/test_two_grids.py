@@ -7,7 +7,7 @@ import re
 from tests.faults.commands import check_predictions, done_files, facts, grid_of, on_disk, record_of
 
 STARTED = re.compile(r"^\[\d/\d\] (\S+) ·", re.MULTILINE)
-LEFT_TO_THE_OTHER = re.compile(r"^(\S+)-digits-s0-[0-9a-f]{12}: another command has run it$", re.MULTILINE)
+RUN_ELSEWHERE = re.compile(r"^(\S+)-digits-s0-[0-9a-f]{12}: another command has run it$", re.MULTILINE)
 RUN_HERE = re.compile(r"^   done  (\S+) · digits · seed 0: accuracy [\d.]+ %, \d+ s$", re.MULTILINE)
 
 
@@ -19,8 +19,8 @@ def test_two_grids_at_once_run_each_cell_once(start, whole, drill):
     names = ["finetune", "ncm"]
     assert sorted(STARTED.findall(output)) == names
     assert sorted(RUN_HERE.findall(output)) == names
-    found_done = sum(int(n) for n in re.findall(r"cells: 2; (\d) done before", output))
-    assert len(LEFT_TO_THE_OTHER.findall(output)) + found_done == len(names)
+    done_before = sum(int(n) for n in re.findall(r"cells: 2; (\d) done before", output))
+    assert len(RUN_ELSEWHERE.findall(output)) + done_before == len(names)
     assert output.count("measuring inference ·") == 1
     results = commands[0].results
     assert on_disk(results) == done_files("finetune", "ncm")

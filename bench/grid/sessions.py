@@ -48,7 +48,7 @@ def pending_sessions(
 
 
 def _is_pending(cell: Cell, paths: Paths, observe: Observer) -> bool:
-    """Whether a cell is finished and not measured, and all its checkpoints are usable."""
+    """Whether a cell is finished and not measured, and its checkpoints are usable but for damaged ones."""
     folder = paths.results / cell.id
     checkpoints = checkpoint.list_checkpoints(folder)
     if not checkpoints:
@@ -63,7 +63,8 @@ def _is_pending(cell: Cell, paths: Paths, observe: Observer) -> bool:
         checkpoint.delete_all(folder)  # of a repetition that was not finished
         return False
     usable = [n for n, path in checkpoints.items() if _is_usable(cell, path, observe)]
-    return cell.tasks in usable and usable == list(checkpoints)
+    remaining = list(checkpoint.list_checkpoints(folder))  # without those that were just quarantined
+    return cell.tasks in usable and usable == remaining
 
 
 def _is_usable(cell: Cell, path: Path, observe: Observer) -> bool:

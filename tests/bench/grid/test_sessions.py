@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench import record
+from bench.cell.checkpoint import list_checkpoints
 from bench.cell.inference import InferenceResult, deployed_model, latencies
 from bench.cell.inputs import Inputs
 from bench.cell.manifest import now
@@ -201,3 +202,21 @@ def test_a_session_has_cells_that_differ_only_in_the_method(inputs: Inputs) -> N
     sessions = pending_sessions(planned, inputs.paths, ignore, max_cells=2)
     labels = [[cell.method.label for cell in session] for session in sessions]
     assert labels == [["ncm", "ncm:metric=cosine"], ["linear-probe"]] * 2
+
+
+@pytest.mark.parametrize(("damaged", "measured"), [(1, True), (3, False)], ids=["the first", "the last"])
+def test_a_damaged_checkpoint_is_set_aside_and_costs_its_own_model_only(
+    inputs: Inputs, damaged: int, measured: bool
+) -> None:
+    planned = cells(inputs, "ncm", **SMALL)
+    (cell,) = (item.cell for item in planned)
+    result = run_cell(cell, inputs.paths, CONTEXT, ignore)
+    folder = inputs.paths.results / cell.id
+    record.write(result.record, folder)
+    path = list_checkpoints(folder)[damaged]
+    path.write_bytes(path.read_bytes()[:-1])
+    messages: list[Any] = []
+    assert pending_sessions(planned, inputs.paths, messages.append) == ([(cell,)] if measured else [])
+    (message,) = messages
+    assert "it was set aside, and the inference of this model is not measured" in message.text
+    assert list(list_checkpoints(folder)) == [n for n in (1, 3) if n != damaged]

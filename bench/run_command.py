@@ -170,12 +170,12 @@ def _run_and_measure(
         executor_class.open(settings, grid.device, inputs.paths, context) as executor,
         stop_on_signals() as stop,
     ):
-        with display(console, grid.todo, grid.seconds, workers or max(1, len(grid.todo))) as shown:
+        with display(console, grid.todo, grid.seconds, workers or max(1, len(grid.todo))) as cell_display:
             scheduler = Scheduler(
                 inputs,
                 context,
                 executor,
-                shown,
+                cell_display,
                 stop,
                 grid.existing,
                 settings.cell_timeout,

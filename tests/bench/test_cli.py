@@ -276,7 +276,7 @@ def test_a_full_disk_is_reported_in_a_sentence_and_harms_no_record(cli, tmp_path
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bench.storage.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     status, out, err = cli(*GRID)
     assert status == 1
     assert "No space left on device" in err

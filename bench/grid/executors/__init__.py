@@ -67,7 +67,7 @@ class CellFinished:
 
 
 class Executor(Protocol):
-    """Runs cells. No method blocks for longer than the seconds it is given."""
+    """Runs cells. Only `poll` and `measure_inference` wait; the latter for a whole timing session."""
 
     def has_capacity(self) -> bool:
         """Whether another cell can be submitted now."""

@@ -97,15 +97,18 @@ def test_the_example_of_a_benchmark_keeps_what_the_contract_asks(installed, tmp_
     assert re.search(r"\d+ passed", checked.stdout)
 
 
-def test_the_example_of_an_executor_runs_cells_and_says_where(installed, tmp_path):
+def test_the_example_of_an_executor_runs_cells_and_keeps_the_contract(installed, tmp_path):
     run = installed("adding-an-executor.md")
-    (command,) = blocks("adding-an-executor.md")
+    command, contract = blocks("adding-an-executor.md")
     planned = run(command, "--dry-run", "--results", str(tmp_path / "results"))
     assert "half of the cores free" in planned.stdout
     done = run(command, "--results", str(tmp_path / "results"))
     assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/record.json")]
     assert [(r["status"], r["manifest"]["executor"]) for r in records] == 2 * [("done", "half")]
+    checked = run(contract)
+    assert checked.returncode == 0, checked.stdout
+    assert re.search(r"\d+ passed", checked.stdout)
 
 
 def test_the_script_without_the_harness_learns():

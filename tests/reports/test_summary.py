@@ -39,6 +39,14 @@ def test_methods_that_are_not_significantly_different_are_named_and_none_is_best
     assert sentences.endswith("It is not significantly different from: b.")
 
 
+def test_a_method_further_down_can_be_as_good_as_the_first(make: Make) -> None:
+    """Its mean is lower than the runner-up's, but it varies too much for a claim."""
+    cells = (("a", (90, 90, 90)), ("b", (88, 88, 88)), ("c", (95, 60, 70)))
+    sentences = answer(one_group(*(finals(make, method, *percents) for method, percents in cells)))
+    assert sentences.startswith("a has the highest mean: 90.00 %, 2.00 points above b")
+    assert sentences.endswith("It is not significantly different from: c.")
+
+
 def test_a_method_that_is_significantly_better_on_common_seeds_is_named_so(make: Make) -> None:
     """The highest mean is due to a seed that the other method does not have."""
     sentences = answer(one_group(finals(make, "a", 80, 81, 95), finals(make, "b", 83, 84)))

@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The exceptions whose messages users read, and how messages quote what was received."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-COMPLAINTS = 3  # that one message holds
-LONGEST = 200  # characters of what was received that a sentence repeats
+COMPLAINTS = 3  # problems in one message
+LONGEST = 200  # characters of a quoted value
 
 
 class UsageError(ValueError):
@@ -22,13 +22,13 @@ class MissingError(UsageError):
 
 
 def one_line(text: str) -> str:
-    """The text on one line, and not longer than can be read."""
+    """The text on one line, cut after `LONGEST` characters."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def quote(value: object) -> str:
-    """What was received, as a sentence repeats it."""
+    """A received value, as messages show it."""
     try:
         return one_line(repr(value))
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists without end
@@ -36,7 +36,7 @@ def quote(value: object) -> str:
 
 
 def plain_name(name: object) -> str:
-    """A name that was received, on one line and without quotes."""
+    """A received name, as messages show it: on one line, without quotes."""
     return one_line(name) if isinstance(name, str) else quote(name)
 
 

@@ -43,7 +43,12 @@ class LoraHyper(Hyper):
     tune: Tune = hyper(
         "lora", "what is trained: low-rank maps (lora), or all weights of the backbone (full)", source="ours"
     )
-    full_lr: float = hyper(1e-4, "learning rate of Adam under tune=full, in place of lr", source="TODO", gt=0)
+    full_lr: float = hyper(
+        3e-5,
+        "learning rate of Adam under tune=full, in place of lr",
+        source="ours: 1e-5, 3e-5 and 1e-4 gave 57.4, 57.1 and 36.6 % on validation of digits, seed 0",
+        gt=0,
+    )
 
 
 #: Options that are read under one value of `tune` only.

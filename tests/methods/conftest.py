@@ -19,6 +19,9 @@ from tests.conftest import CLASSES, deep_vit, synthetic
 
 ORDER = [4, 1, 0, 5, 3, 2]
 
+#: Full fine-tuning, at a rate at which a ViT with random weights learns in a few steps.
+FULL = "finetune:tune=full+full_lr=0.001"
+
 
 class Spy(SupervisedPlugin):
     """Records, for every experience, what the contract tests compare."""

@@ -11,10 +11,10 @@ from methods.errors import UsageError
 from methods.registry import METHODS
 from methods.vit import open_seams
 from tests.conftest import deep_vit
-from tests.methods.conftest import ORDER, Run, copy_of, make
+from tests.methods.conftest import FULL, ORDER, Run, copy_of, make
 
 #: Cases that train the whole backbone; every other case leaves most of it frozen.
-UNFROZEN = ["finetune:tune=full"]
+UNFROZEN = [FULL]
 
 pytestmark = pytest.mark.parametrize("name", [*METHODS, *UNFROZEN])
 

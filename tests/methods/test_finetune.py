@@ -10,9 +10,7 @@ from methods.finetune import READ_UNDER, Finetune, LoraHyper
 from methods.hyper import fields_of
 from methods.joint import Joint
 from tests.conftest import deep_vit, tiny_vit
-from tests.methods.conftest import Run
-
-FULL = "finetune:tune=full"
+from tests.methods.conftest import FULL, Run
 
 
 def backbone(run: Run) -> set[str]:

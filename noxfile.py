@@ -2,7 +2,7 @@
 
 nox -s bench -- [options of `python -m bench run`]    run a grid, then write its report
 nox -s tests -- [options of pytest]                   the test suite
-nox -s faults -- [options of pytest]                  the drill: all faults on real processes, and their table
+nox -s faults -- [options of pytest]                  failures injected into real runs, and their table
 nox -s lint typecheck                                 ruff, mypy
 nox -s docs                                           the documentation site, in site/; warnings are errors
 nox -s perf -- cost [--methods finetune,ncm] ...      what each method costs, beside the plain timm ViT
@@ -99,7 +99,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["env"])
 def faults(session: nox.Session) -> None:
-    """Do to real grids everything that can happen to them, and print what became of them."""
+    """Inject every known failure into real grids, and print what became of them."""
     session.run(PYTHON, "-m", "pytest", "tests/faults", "-m", "", *session.posargs, external=True)
 
 
@@ -124,7 +124,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["env"])
 def perf(session: nox.Session) -> None:
-    """Measure what is named first, or both what methods cost and what the harness adds."""
+    """Run the measurement named first; by default cost and overhead."""
     name, *options = session.posargs or ["both"]
     parts = {
         "cost": ["cost"],

@@ -93,8 +93,8 @@ def read(entry: PredictionsFile | None, folder: Path) -> Predictions:
     """
     if entry is None:
         raise PredictionsError(
-            f"the record in '{folder}' has no predictions: they are kept from schema 6 on; run its cell "
-            "again with --rerun all to compare it by image"
+            f"the record in '{folder}' has no predictions: they are kept from schema 6 on; to compare "
+            "it by image, repeat the command with --rerun all and only this method, benchmark and seed"
         )
     path = folder / entry.file
     try:
@@ -122,6 +122,6 @@ def _parse(path: Path, content: bytes) -> Predictions:
 
 def _error(path: Path, problem: str) -> PredictionsError:
     return PredictionsError(
-        f"the predictions file '{path}' {problem}; accuracies are not affected, comparisons by image are. "
-        "Restore the file, or run the cell again with --rerun all"
+        f"the predictions file '{path}' {problem}; accuracies are not affected, but comparisons by "
+        "image are not possible. Restore the file, or repeat the command with --rerun all and only this method, benchmark and seed"
     )

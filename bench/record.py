@@ -68,7 +68,7 @@ _Table = Annotated[list[_Numbers], Field(min_length=1), AfterValidator(_rectangu
 
 #: A number, a list with a number for each block of the ViT, a table, or null where it is not defined. A table
 #: has a line for each experience whose test images were just evaluated, and a column for each of the things
-#: that the method has for them, such as prompts; lines and columns may become more with each experience.
+#: that the method has for them, such as prompts; the number of lines and columns may grow with each experience.
 DiagnosticValue = (
     Annotated[
         Annotated[float, Tag("number")] | Annotated[_Numbers, Tag("list")] | Annotated[_Table, Tag("table")],
@@ -94,7 +94,7 @@ def kind(value: DiagnosticValue) -> str:
 
 
 class Diagnostic(FrozenModel):
-    """What a method tells of itself: a sentence on what it means, and an entry per experience.
+    """What a method reports about itself: a sentence on what it means, and an entry per experience.
 
     All entries that are not null are numbers, or lists of one length, or tables. The table of the first
     experience has one line, that of the second at most two, and so on.
@@ -127,7 +127,7 @@ class Manifest(FrozenModel):
     """The conditions a cell was run under. Hashes are null in a cell that never saw its data.
 
     `workers` cells were run at a time by the `executor`; null: as many as it had room for. `resumed` has an
-    entry for each time the cell was interrupted and taken up again: how many experiences were over then.
+    entry for each time the cell was interrupted and resumed: the number of experiences already learnt.
     """
 
     versions: dict[str, str]
@@ -157,6 +157,7 @@ class Record(FrozenModel):
         config: the resolved configuration.
         class_order: the data set's class numbers in the order learnt.
         correct, counts: see `bench.metrics`.
+        cost: see `bench.costs`, also for how to store another cost of each experience.
         predictions: the file with the predicted class of every test image; null in records of older schemas.
         diagnostics: the method's own findings by name; null where it has none.
 
@@ -329,7 +330,7 @@ def write(record: Record, folder: Path) -> Path:
 
 
 def digest(path: Path) -> str | None:
-    """What tells whether a record has changed; None where there is none."""
+    """Hash of a record file, to detect changes; None where there is none."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

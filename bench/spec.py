@@ -31,7 +31,7 @@ OptionsKey = tuple[tuple[str, Any], ...]
 
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
-MAX_IMAGE_SIZE = 4096  # beyond it a mistyped size takes all memory before it can be answered
+MAX_IMAGE_SIZE = 4096  # beyond it a mistyped size takes all memory before it can be rejected
 MAX_COUNT = 2**31 - 1  # what every library takes
 MAX_SEED = 2**63 - 1
 MAX_BITS = 4096  # of an integer in a text; Python itself writes none of more than 4300 digits
@@ -44,7 +44,7 @@ class Protocol(FrozenModel):
     backbone: str = Field(description="full timm tag")
     image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE, description="side of the input, pixels")
     epochs: int = Field(gt=0, le=MAX_COUNT, description="passes over an experience's images")
-    batch_size: int = Field(gt=0, le=MAX_COUNT, description="training images a step")
+    batch_size: int = Field(gt=0, le=MAX_COUNT, description="training images per step")
     normalisation: Literal["backbone", "unit"] = Field(
         "backbone", description="the backbone's own mean and std, or [0, 1] as the papers' code has it"
     )
@@ -85,7 +85,7 @@ class Choice(FrozenModel):
 
 
 def seconds_of(value: object) -> object:
-    """ "90", "90s", "30m", "2h" -> seconds; what is no text stays as it is."""
+    """ "90", "90s", "30m", "2h" -> seconds; other types are returned unchanged."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value)
@@ -196,7 +196,9 @@ class Cell(FrozenModel):
     tasks: int
     task_sizes: tuple[int, ...] | None
     class_order: tuple[int, ...] | None
-    split_sha256: str | None = Field(description="null only in a cell that is skipped for want of data")
+    split_sha256: str | None = Field(
+        description="null only in a cell that is skipped because its data are missing"
+    )
     backbone_sha256: str | None
     protocol: Protocol
 
@@ -288,7 +290,7 @@ def _loads(text: str, bits: int = BITS) -> dict[str, Any]:
     """The content of a TOML text.
 
     Raises:
-        ValueError: if it is none, or holds an integer or a nesting without end.
+        ValueError: if it is not TOML, or an integer is too large or the nesting too deep.
     """
     try:
         content = tomllib.loads(text)
@@ -367,7 +369,7 @@ def _apply(fields: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _with_option(choice: Choice, owner: str, option: str, value: Any) -> Choice:
-    """The option, unless the variant sets it itself: what is written nearer wins."""
+    """The option, unless the variant sets it itself: the variant's own option takes precedence."""
     if choice.name != owner:
         return choice
     return choice.model_copy(update={"options": {option: value, **choice.options}})

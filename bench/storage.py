@@ -13,7 +13,7 @@ class StorageError(RuntimeError):
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that at any moment it is the old one, the new one, or absent; never a partial one.
 
-    Its folder is created, but not that folder's parent: a results folder that disappears stays away.
+    Its folder is created, but not that folder's parent: a deleted results folder is not created again.
 
     Raises:
         StorageError: saying why, and what to do.

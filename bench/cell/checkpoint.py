@@ -112,7 +112,7 @@ def load(path: Path) -> Checkpoint:
         return _content(path)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):  # from either of the readers
         raise DamagedError(
-            f"the checkpoint '{path}' is damaged: it has the hash in its name, but is no checkpoint"
+            f"the checkpoint '{path}' is damaged: its hash matches, but it is not a checkpoint"
         ) from None
 
 

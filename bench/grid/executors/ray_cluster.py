@@ -413,7 +413,7 @@ def _count_start(progress: Any, cell: Cell) -> int:
 def _check_code(cell: Cell, code: str) -> None:
     if code_sha256(METHODS[cell.method.name].load()) != code:
         raise UsageError(
-            f"the machine '{socket.gethostname()}' has other code than the one that started the grid; "
+            f"the machine '{socket.gethostname()}' runs other code than the machine that started the grid; "
             "install the same version of this project and of the method's package on all machines"
         )
 

@@ -329,7 +329,7 @@ def test_a_machine_that_sees_the_results_folder_keeps_its_checkpoints_there(
 
 
 def test_a_machine_with_other_code_is_refused(task: Callable[..., TaskResult], cell: Cell) -> None:
-    with pytest.raises(UsageError, match="has other code than the one that started the grid"):
+    with pytest.raises(UsageError, match="runs other code than the machine that started the grid"):
         task(cell, Path("unseen.here"), code="0" * 64)
 
 

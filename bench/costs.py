@@ -3,7 +3,7 @@
 Samples and counts are stored; medians, percentiles, ratios and rates are computed from them when they are
 asked for. How each quantity is measured is in `bench.probes` and in docs/measurements.md; null means "not
 measured". To store another quantity of each experience, add a field to `ExperienceCost` and fill it in
-`bench.cell.runner`; a name that ends in _seconds, _images or _joules is summed over the tasks in `bench.load`.
+`bench.cell.runner`; `bench.load` sums fields whose names end in _seconds, _images or _joules over the tasks.
 """
 
 from __future__ import annotations

@@ -122,6 +122,7 @@ def _parse(path: Path, content: bytes) -> Predictions:
 
 def _error(path: Path, problem: str) -> PredictionsError:
     return PredictionsError(
-        f"the predictions file '{path}' {problem}; accuracies are not affected, but comparisons by "
-        "image are not possible. Restore the file, or repeat the command with --rerun all and only this method, benchmark and seed"
+        f"the predictions file '{path}' {problem}; accuracies are not affected, but comparisons by image are "
+        "not possible. Restore the file, or repeat the command with --rerun all and only this method, "
+        "benchmark and seed"
     )

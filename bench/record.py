@@ -68,7 +68,7 @@ _Table = Annotated[list[_Numbers], Field(min_length=1), AfterValidator(_rectangu
 
 #: A number, a list with a number for each block of the ViT, a table, or null where it is not defined. A table
 #: has a line for each experience whose test images were just evaluated, and a column for each of the things
-#: that the method has for them, such as prompts; the number of lines and columns may grow with each experience.
+#: that the method has for them, such as prompts; their numbers may grow with each experience.
 DiagnosticValue = (
     Annotated[
         Annotated[float, Tag("number")] | Annotated[_Numbers, Tag("list")] | Annotated[_Table, Tag("table")],

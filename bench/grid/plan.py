@@ -92,7 +92,7 @@ def _outline(
         class_order=None,
         split_sha256=None,
         backbone_sha256=None,
-        protocol=_protocol(settings, opened, method_class),
+        protocol=protocol_of(settings, opened, method_class),
     )
 
 
@@ -126,7 +126,7 @@ def _completed(cell: Cell, inputs: Inputs) -> Cell:
     )
 
 
-def _protocol(settings: Settings, benchmark: Benchmark[Any], method_class: Any) -> Protocol:
+def protocol_of(settings: Settings, benchmark: Benchmark[Any], method_class: Any) -> Protocol:
     """The defaults of the benchmark, overridden by the recipe, overridden by the command."""
     scale = benchmark.scales[settings.scale]
     values: dict[str, Any] = {
@@ -139,10 +139,20 @@ def _protocol(settings: Settings, benchmark: Benchmark[Any], method_class: Any) 
     }
     if settings.protocol == "paper":
         values |= PAPER
-        values |= method_class.paper(benchmark.name)
+        values |= _scaled(method_class.paper(benchmark.name), scale.epochs, benchmark.scales["full"].epochs)
     requested = {"backbone": settings.backbone, "image_size": settings.image_size}
     values |= {name: value for name, value in requested.items() if value is not None}
     return make_protocol(values | settings.protocol_options)
+
+
+def _scaled(recipe: Mapping[str, Any], epochs: int, full: int) -> dict[str, Any]:
+    """A published recipe at a scale: its epochs in the ratio of the benchmark's own to those of `full`.
+
+    Rounded up, so that at least one epoch is left.
+    """
+    if "epochs" not in recipe:
+        return dict(recipe)
+    return {**recipe, "epochs": -(-recipe["epochs"] * epochs // full)}
 
 
 def resolve_device(requested: str, remote: bool) -> Device:

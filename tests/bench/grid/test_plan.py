@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
 
+from bench.benchmarks import BENCHMARKS
 from bench.cell.inputs import Inputs
-from bench.grid.plan import resolve_device
-from bench.spec import Cell
+from bench.grid.plan import protocol_of, resolve_device
+from bench.spec import Cell, settings_from
 from methods.errors import UsageError
+from methods.registry import METHODS
 from tests.bench.grid.conftest import cells
 
 Rows = Callable[..., dict[str, Cell]]
@@ -81,6 +85,27 @@ def test_the_prompt_methods_run_by_their_papers_recipes(rows_of: Rows, no_networ
         "coda-prompt": "crop-flip",
     }
     assert rows["dualprompt"].method.options["lr"] == pytest.approx(0.0225)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("benchmark", sorted(BENCHMARKS))
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_scale_shortens_a_recipe_as_it_shortens_the_benchmark(
+    method: str, benchmark: str, scale: str
+) -> None:
+    opened, method_class = BENCHMARKS[benchmark].load(), METHODS[method].load()
+    values = {"methods": [method], "benchmarks": [benchmark], "protocol": "paper", "scale": scale}
+    protocol = protocol_of(settings_from(values), opened(opened.Options()), method_class)
+    scales = opened.scales
+    published = method_class.paper(benchmark).get("epochs", scales["full"].epochs)
+    assert protocol.epochs == math.ceil(Fraction(published) * scales[scale].epochs / scales["full"].epochs)
+    assert protocol.epochs >= 1
+
+
+def test_epochs_of_the_command_are_not_scaled(rows_of: Rows, no_network: None) -> None:
+    quick = {"protocol": "paper", "scale": "quick", "protocol_options": {"epochs": 7}, "backbone": None}
+    rows = rows_of("dualprompt", benchmarks=["imagenet-r"], skip_missing=True, **quick)
+    assert rows["dualprompt"].protocol.epochs == 7
 
 
 def test_a_cluster_may_have_gpus_where_this_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

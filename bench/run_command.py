@@ -17,7 +17,7 @@ from bench.cell.manifest import RunContext
 from bench.grid.display import display
 from bench.grid.estimate import in_words, longest_first, schedule, seconds_by_cell
 from bench.grid.executors import ExecutorClass, Parallelism
-from bench.grid.plan import PlannedCell, cells_to_run, check_images, plan, resolve_device
+from bench.grid.plan import PlannedCell, cells_to_run, changed_data, check_images, plan, resolve_device
 from bench.grid.scheduler import ExistingRecord, Scheduler, StoppedError, existing_records
 from bench.grid.stopping import stop_on_signals
 from bench.record import RECORD_NAME, read, read_readable
@@ -39,12 +39,14 @@ class GridPlan:
         existing: the records on disk of the planned cells, by cell id.
         todo: the cells to be run, in their order.
         seconds: estimated duration of these, where past records allow an estimate.
+        notices: sentences on the data.
     """
 
     planned: Sequence[PlannedCell]
     existing: Mapping[str, ExistingRecord]
     todo: Sequence[PlannedCell]
     seconds: Mapping[Cell, float]
+    notices: Sequence[str]
     device: Device
     parallelism: Parallelism
 
@@ -77,11 +79,13 @@ def _plan_grid(settings: Settings, executor: ExecutorClass, inputs: Inputs, skip
     existing = existing_records(results, planned)
     statuses = {} if settings.rerun == "all" else {cell: entry.status for cell, entry in existing.items()}
     todo = list(cells_to_run(planned, statuses, settings.rerun))
-    seconds = seconds_by_cell(todo, read_readable(results)[0] if results.is_dir() else [])
+    records = read_readable(results)[0] if results.is_dir() else []
+    seconds = seconds_by_cell(todo, records)
+    notices = changed_data([item.cell for item in planned if item.cell.id not in existing], records)
     parallelism = executor.parallelism(settings, device)
     if parallelism.workers != 1:
         todo = longest_first(todo, seconds)
-    return GridPlan(planned, existing, todo, seconds, device, parallelism)
+    return GridPlan(planned, existing, todo, seconds, notices, device, parallelism)
 
 
 def _say(console: Console, text: str) -> None:
@@ -98,8 +102,8 @@ def _announce(console: Console, grid: GridPlan) -> None:
     done = sum(entry.status == "done" for entry in existing)
     others = f", {len(not_run) - done} left alone" if len(not_run) > done else ""
     _say(console, f"cells: {len(grid.planned)}; {done} done before{others}, {len(grid.todo)} to run")
-    for complaint in (entry.complaint for entry in existing if entry.complaint):
-        _say(console, complaint)
+    for sentence in (*grid.notices, *(entry.complaint for entry in existing if entry.complaint)):
+        _say(console, sentence)
     if grid.todo:
         _say(console, grid.parallelism.description)
 
@@ -123,8 +127,8 @@ def _show_plan(console: Console, grid: GridPlan) -> int:
         training = _training(item.cell.protocol)
         table.add_row(cell, training, action, "" if seconds is None else in_words(seconds))
     console.print(table)
-    for complaint in (entry.complaint for entry in grid.existing.values() if entry.complaint):
-        _say(console, complaint)
+    for sentence in (*grid.notices, *(e.complaint for e in grid.existing.values() if e.complaint)):
+        _say(console, sentence)
     if grid.todo:
         _say(console, grid.parallelism.description)
         _say(console, _forecast(grid))

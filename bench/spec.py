@@ -199,17 +199,33 @@ class Cell(FrozenModel):
     split_sha256: str | None = Field(
         description="null only in a cell that is skipped because its data are missing"
     )
+    data_sha256: str | None = Field(
+        None,
+        description="hash of the images; null where their content is fixed by a checksum in the code, and in "
+        "a cell that is skipped",
+    )
     backbone_sha256: str | None
     protocol: Protocol
+    places: tuple[str, ...] = Field(
+        (), description="the options of the benchmark that say where its files are, not what they are"
+    )
 
     @property
     def id(self) -> str:
-        """Folder name: readable, and ending in a hash of everything but the labels."""
-        content = self.model_dump(mode="json")
+        """Folder name: readable, and ending in a hash of everything but labels and places.
+
+        The files at the places have hashes of their own, so the same files elsewhere make the same cell. In a
+        cell without these hashes, because its data are missing, the places count.
+        """
+        content = self.model_dump(mode="json", exclude=None if self.data_sha256 else {"data_sha256"})
         for part in ("method", "benchmark"):
             content[part].pop("label")
+        places = dict.fromkeys(content.pop("places"))
+        if self.split_sha256 is not None:
+            content["benchmark"]["options"] |= places
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        names = f"{self.method.label}-{self.benchmark.label}-s{self.seed}"
+        benchmark = self.benchmark.name if places else self.benchmark.label
+        names = f"{self.method.label}-{benchmark}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', names)[:80]}-{digest[:12]}"
 
     def __hash__(self) -> int:
@@ -222,7 +238,9 @@ class Cell(FrozenModel):
     def without_data(self) -> Cell:
         """This cell as it is recorded while its data or weights are missing."""
         return self.model_copy(
-            update={"split_sha256": None, "backbone_sha256": None, "task_sizes": None, "class_order": None}
+            update=dict.fromkeys(
+                ("split_sha256", "data_sha256", "backbone_sha256", "task_sizes", "class_order")
+            )
         )
 
 

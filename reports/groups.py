@@ -24,7 +24,18 @@ from reports.values import Value, final_accuracy, metric_value
 Facts = dict[str, str | None]
 
 #: Parts of a configuration that belong to one cell (its method, its seed) or are in the manifest as well.
-_NOT_SHARED = frozenset({"method", "seed", "class_order", "task_sizes", "split_sha256", "backbone_sha256"})
+_NOT_SHARED = frozenset(
+    {
+        "method",
+        "seed",
+        "class_order",
+        "task_sizes",
+        "split_sha256",
+        "data_sha256",
+        "backbone_sha256",
+        "places",
+    }
+)
 
 #: The conditions that are listed first; the others follow by name, and the hashes last.
 _FIRST = ("protocol", "scale", "eval on", "tasks", "backbone", "image size", "epochs", "batch size")
@@ -136,10 +147,38 @@ def group(records: Sequence[Record]) -> list[Group]:
     """
     groups = [
         Group(benchmark, facts, _rows(members), benchmark)
-        for benchmark in sorted({record.benchmark for record in records})
-        for facts, members in _by_condition([r for r in records if r.benchmark == benchmark])
+        for benchmark, of_benchmark in sorted(_by_benchmark(records).items())
+        for facts, members in _by_condition(of_benchmark)
     ]
     return [titled for benchmark in _names(groups) for titled in _titled(groups, benchmark)]
+
+
+def _by_benchmark(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the label of their benchmark; the same images at several places have one: the first."""
+    labels: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: record.benchmark):
+        labels.setdefault(_images_of(record), record.benchmark)
+    by_label: dict[str, list[Record]] = {}
+    for record in records:
+        by_label.setdefault(labels[_images_of(record)], []).append(record)
+    return by_label
+
+
+def _images_of(record: Record) -> str:
+    """What the label of a record's benchmark stands for: where files have a place, what they hold."""
+    data = record.manifest.data_sha256
+    if data is None or not record.config.get("places"):
+        return record.benchmark
+    name = _part(record.config, "benchmark").get("name")
+    return json.dumps([name, _options_of_benchmark(record), data], sort_keys=True)
+
+
+def _options_of_benchmark(record: Record) -> Facts:
+    """The options of the benchmark, without those that say where its files are."""
+    places = record.config.get("places") or ()
+    assert isinstance(places, list | tuple)
+    options = _part(_part(record.config, "benchmark"), "options")
+    return _flat({name: value for name, value in options.items() if name not in places})
 
 
 def _names(groups: Sequence[Group]) -> list[str]:
@@ -205,11 +244,16 @@ def _condition(record: Record) -> Facts:
     shared = {name: value for name, value in record.config.items() if name not in _NOT_SHARED}
     facts: Facts = {"device": record.manifest.device, "tasks": str(record.tasks)}
     facts |= _flat({name: value for name, value in shared.items() if name not in ("benchmark", "protocol")})
-    facts |= {f"benchmark {name}": value for name, value in _flat(_part(shared, "benchmark")).items()}
+    facts |= {f"benchmark {name}": value for name, value in _facts_of_benchmark(record).items()}
     facts |= {"data sha256": record.manifest.data_sha256, "split sha256": record.manifest.split_sha256}
     for name in ("benchmark name", "benchmark label"):
         facts.pop(name, None)
     return facts | ({"protocol": "paper"} if is_paper(record) else _recipe(record))
+
+
+def _facts_of_benchmark(record: Record) -> Facts:
+    benchmark = {name: v for name, v in _part(record.config, "benchmark").items() if name != "options"}
+    return _flat(benchmark) | {f"options {k}": v for k, v in _options_of_benchmark(record).items()}
 
 
 def _recipe(record: Record) -> Facts:

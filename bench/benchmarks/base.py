@@ -152,8 +152,12 @@ class Benchmark(ABC, Generic[OptionsT]):
             mirrored image belongs to another class.
         backbone: the default backbone's tag; None for the harness' own default.
         scales: the settings of `--scale`, by name: smoke, quick, full.
+        pinned: whether `open` refuses images whose content is not the published one, or makes the images
+            itself; then their hash is no part of a cell's identity.
         absent: the message for users where `locate` finds nothing.
         Options: frozen pydantic dataclass of the options that `--benchmarks name:key=value+key=value` sets.
+            A `Path` says where files are: the hashes of the data cover what they hold, and a cell is the same
+            wherever they are.
     """
 
     name: ClassVar[str]
@@ -163,6 +167,7 @@ class Benchmark(ABC, Generic[OptionsT]):
     augmentation: ClassVar[str] = "flip"
     backbone: ClassVar[str | None] = None
     scales: ClassVar[Mapping[str, Scale]]
+    pinned: ClassVar[bool] = False
     absent: ClassVar[str] = "not on this machine; the first run downloads them where there is a network"
     Options: ClassVar[type[Any]] = NoOptions
 

@@ -45,6 +45,7 @@ class Cifar100Options:
 class Cifar100(Benchmark[Cifar100Options]):
     """Images stay 32x32 and are enlarged by batch, on the model's device. Ids: "train/00123"."""
 
+    pinned = True
     default_tasks = 10
     image_size = 224
     scales = make_scales(

@@ -13,7 +13,10 @@ from bench.benchmarks import register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, NoOptions, Scale, make_scales
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows
+from methods.errors import UsageError
 
+#: `Dataset.sha256` of the digits that scikit-learn ships.
+SHA256 = "633921006648b2f3ef430fef6390b02abf2de27b7bad565b3218b41f18b387e1"
 DARKEST = 16  # a pixel counts the strokes in a cell of 4x4: 0 to 16
 
 
@@ -21,6 +24,7 @@ DARKEST = 16  # a pixel counts the strokes in a cell of 4x4: 0 to 16
 class Digits(Benchmark[NoOptions]):
     """Grey values 0..16 become 0..255; images stay 8x8 and are enlarged by batch, on the model's device."""
 
+    pinned = True
     default_tasks = 5
     image_size = 32
     augmentation = "none"
@@ -47,4 +51,10 @@ class Digits(Benchmark[NoOptions]):
         grey = np.rint(values * (255 / DARKEST)).astype(np.uint8).reshape(-1, 8, 8, 1)
         ids = tuple(f"{row:04d}" for row in range(len(labels)))
         pool = ImageSet(ids, labels.astype(np.int64), ArrayPixels(np.repeat(grey, 3, axis=3)))
-        return split_by_rows(tuple("0123456789"), pool, hold_out(pool.labels, pool.ids, HELD_OUT))
+        dataset = split_by_rows(tuple("0123456789"), pool, hold_out(pool.labels, pool.ids, HELD_OUT))
+        if dataset.sha256 != SHA256:
+            raise UsageError(
+                f"scikit-learn's digits have sha256 {dataset.sha256} here, not {SHA256}: the file was "
+                "changed, or this version of scikit-learn has another one; install scikit-learn again"
+            )
+        return dataset

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from methods.errors import UsageError
+from methods.errors import UsageError, abbreviate
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -138,39 +138,56 @@ class FilePixels:
 
     def decode(self, size: int) -> UInt8Array:
         shape = (len(self.paths), size, size, 3)
-        cached = self.cache / f"{_cache_key(self.digests(), size)}.npy"
+        digests = self.digests()
+        cached = self.cache / f"{_cache_key(digests, size)}.npy"
         images = _read_cache(cached, shape)
         if images is not None:
             return images
         try:
-            _write_cache(cached, shape, decoded(self.paths, size, self.read_square))
+            _write_cache(cached, shape, self._decoded(size, digests))
         except OSError as error:
             warnings.warn(
                 f"decoded images cannot be stored in {self.cache} ({error}): they stay in memory, and the "
                 "next run decodes them again; free space or allow writing there, or give another --data-root",
                 stacklevel=2,
             )
-            return _in_memory(shape, decoded(self.paths, size, self.read_square))
+            return _in_memory(shape, self._decoded(size, digests))
         written = _read_cache(cached, shape)
         assert written is not None, "a cache file that was just written can be read"
         return written
 
+    def _decoded(self, size: int, digests: Sequence[str]) -> Iterator[UInt8Array]:
+        """The squares of files that have these hashes before and after.
+
+        Raises:
+            UsageError: at the end, naming the files that cannot be decoded, or that were written meanwhile.
+        """
+        yield from decoded(self.paths, size, self.read_square)
+        rows = zip(self.paths, digests, self.digests(), strict=True)
+        if changed := [str(path) for path, before, after in rows if before != after]:
+            raise UsageError(
+                f"{len(changed)} of {len(self.paths)} images were written while they were decoded: "
+                f"{abbreviate(changed)}; run the same command again when nothing writes there any more"
+            )
+
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes; a file is read again only if its size or modification time differs.
+    """sha256 of a file's bytes; a file is read again only if its size or one of its times differs.
+
+    The time of the last change of status is among them: unlike the modification time, no program sets it.
 
     Raises:
         UsageError: if it cannot be read.
     """
     try:
         stat = path.stat()
-        return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+        return _file_sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); restore it or remove it") from error
 
 
 @cache
-def _file_sha256(path: Path, size: int, changed_ns: int) -> str:
+def _file_sha256(path: Path, *state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

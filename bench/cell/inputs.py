@@ -72,6 +72,11 @@ class Inputs:
         """
         return self._dataset(cell.benchmark.name, cell.benchmark.frozen_options)
 
+    def data_sha256(self, cell: Cell) -> str:
+        """Hash of the images that the cell's benchmark has; on validation, of the training images only."""
+        dataset = self.dataset(cell)
+        return dataset.sha256 if cell.eval_on == "test" else dataset.train_sha256
+
     def split(self, cell: Cell) -> Split:
         """Which images the cell trains on and is tested on."""
         return make_split(

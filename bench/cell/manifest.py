@@ -74,10 +74,10 @@ def manifest_of(
 
 
 def _data_sha256(cell: Cell, inputs: Inputs) -> str | None:
-    if cell.split_sha256 is None:
-        return None
-    dataset = inputs.dataset(cell)
-    return dataset.sha256 if cell.eval_on == "test" else dataset.train_sha256
+    """Of the images that were planned with, which `runner` has compared with those it read."""
+    if cell.data_sha256 is not None or cell.split_sha256 is None:
+        return cell.data_sha256
+    return inputs.data_sha256(cell)
 
 
 def _warnings(cell: Cell, inputs: Inputs) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench import predictions
+from bench.benchmarks.loading import Arrays
 from bench.benchmarks.splits import Split
 from bench.cell import backbone, checkpoint, resume
 from bench.cell.batches import AUGMENTATIONS, Pipeline, clean
@@ -134,8 +135,7 @@ def train_and_evaluate(
     save: Callable[[CellRun, Cell, Path, Measurements], None] = resume.save,
 ) -> tuple[CellRun, Measurements]:
     """Learn the tasks that the last checkpoint does not have, and evaluate after each of them."""
-    split, arrays, folder = inputs.split(cell), inputs.images(cell), inputs.paths.results / cell.id
-    _check_unchanged("split of the data", split.sha256, cell.split_sha256)
+    split, arrays, folder = inputs.split(cell), _planned_images(cell, inputs), inputs.paths.results / cell.id
     memory = PeakMemoryTracker(torch.device(cell.device))
     with _explaining_memory(cell, memory):
         run = build_run(cell, inputs, observe)
@@ -187,10 +187,25 @@ def _run_experience(
     measurements.memory = higher(measurements.memory, _training_memory(memory))
 
 
-def _check_unchanged(what: str, actual: str, planned: str | None) -> None:
+def _planned_images(cell: Cell, inputs: Inputs) -> Arrays:
+    """The cell's images, which are those that it was planned with.
+
+    Raises:
+        UsageError: saying what differs, if they are not.
+    """
+    name, sha256 = cell.benchmark.label, inputs.split(cell).sha256
+    _check_unchanged(f"{name} has other images here, by name or class", sha256, cell.split_sha256)
+    arrays = inputs.images(cell)
+    if cell.data_sha256 is not None:  # hashed after decoding, so that no change escapes
+        problem = f"the images of {name} have other content here, under the same names"
+        _check_unchanged(problem, inputs.data_sha256(cell), cell.data_sha256)
+    return arrays
+
+
+def _check_unchanged(problem: str, actual: str, planned: str | None) -> None:
     if actual != planned:
         raise UsageError(
-            f"the {what} has sha256 {actual}, and {planned} when the grid was planned; every machine that "
+            f"{problem}: sha256 {actual}, and {planned} when the grid was planned; every machine that "
             "runs cells needs the same files, and they must not change meanwhile"
         )
 
@@ -293,7 +308,8 @@ def predictions_of(predicted: Mapping[int, Tensor], split: Split, labels: Int64A
 def build_run(cell: Cell, inputs: Inputs, observe: Observer) -> CellRun:
     """The parts of a cell's run: its backbone, its method and its data pipeline in a strategy."""
     weights = inputs.backbone(cell)
-    _check_unchanged(f"file with the weights of {weights.tag}", weights.sha256, cell.backbone_sha256)
+    problem = f"the file with the weights of {weights.tag} is another one here"
+    _check_unchanged(problem, weights.sha256, cell.backbone_sha256)
     pipeline = pipeline_of(cell, inputs)
     seed_everything(cell.seed)  # for random weights
     model = backbone.build(weights, cell.protocol.image_size).to(pipeline.device)

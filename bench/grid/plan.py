@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from bench.benchmarks.base import Benchmark
 from bench.cell import backbone
 from bench.cell.inputs import Inputs
+from bench.record import Record
 from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
 from methods.errors import MissingError, UsageError
 from methods.hyper import as_plain, make_hyper
@@ -19,6 +22,9 @@ from methods.registry import METHODS
 
 #: In place of the status of a record that cannot be read.
 DAMAGED = "damaged"
+#: Parts of a cell's configuration that follow from its data.
+FROM_DATA = ("data_sha256", "split_sha256", "task_sizes", "class_order", "places")
+NO_PLACES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def _refuse_duplicates(planned: Sequence[PlannedCell]) -> None:
     if duplicates:
         raise UsageError(
             f"the grid has the same cell twice: {duplicates[0]}; two names resolve to the same configuration "
-            "(an option set to its default is not a variant); remove one"
+            "(an option set to its default is not a variant), or two folders hold the same images; remove one"
         )
 
 
@@ -80,9 +86,10 @@ def _outline(
     hyper = make_hyper(method.name, method_class.Hyper, {**recipe, **method.options})
     tasks = settings.tasks or opened.default_tasks
     method_class.check(hyper, tasks)
+    places = _places(opened.options)
     return Cell(
         method=_component(method, hyper, recipe),
-        benchmark=_component(benchmark, opened.options, {}),
+        benchmark=_component(benchmark, opened.options, {}, places),
         seed=seed,
         scale=settings.scale,
         eval_on=settings.eval_on,
@@ -93,14 +100,28 @@ def _outline(
         split_sha256=None,
         backbone_sha256=None,
         protocol=protocol_of(settings, opened, method_class),
+        places=tuple(places),
     )
 
 
-def _component(choice: Choice, resolved: Any, recipe: Mapping[str, Any]) -> Component:
-    """The component with resolved options; its label has those that are not defaults."""
+def _places(options: Any) -> dict[str, str]:
+    """The options that say where files are, by the last part of the path: the name that people know it by."""
+    paths = {name: getattr(options, name) for name in as_plain(options)}
+    return {name: _last_part(path) for name, path in paths.items() if isinstance(path, Path)}
+
+
+def _last_part(path: Path) -> str:
+    return path.resolve().name if path.name in ("", "..") else path.name
+
+
+def _component(
+    choice: Choice, resolved: Any, recipe: Mapping[str, Any], places: Mapping[str, str] = NO_PLACES
+) -> Component:
+    """The component with resolved options; its label has those that are not defaults, and no whole path."""
     options, defaults = as_plain(resolved), {**_defaults(type(resolved)), **recipe}
     changed = {k: v for k, v in options.items() if k not in defaults or v != defaults[k]}
-    return Component(name=choice.name, label=label_of(choice.name, changed), options=options)
+    label = label_of(choice.name, {**changed, **places})
+    return Component(name=choice.name, label=label, options=options)
 
 
 def _defaults(cls: type[Any]) -> dict[str, Any]:
@@ -121,6 +142,7 @@ def _completed(cell: Cell, inputs: Inputs) -> Cell:
             "task_sizes": split.task_sizes,
             "class_order": split.class_order,
             "split_sha256": split.sha256,
+            "data_sha256": None if inputs.benchmark(cell).pinned else inputs.data_sha256(cell),
             "backbone_sha256": weights.sha256,
         }
     )
@@ -199,3 +221,48 @@ def cells_to_run(
         selected = {"all": True, "missing": missing, "failed": failed}
         if selected[rerun]:
             yield item
+
+
+def changed_data(cells: Iterable[Cell], records: Iterable[Record]) -> list[str]:
+    """A sentence for each benchmark whose images are not those of records that are equal in all else.
+
+    Args:
+        cells: without a record.
+        records: of other cells.
+    """
+    by_setting: dict[str, list[Record]] = {}
+    for record in records:
+        by_setting.setdefault(_setting(record.config), []).append(record)
+    found: dict[tuple[str, str], int] = {}
+    for cell in cells:
+        for record in by_setting.get(_setting(cell.model_dump(mode="json")), ()):
+            if change := _change(cell, record):
+                found[cell.benchmark.label, change] = found.get((cell.benchmark.label, change), 0) + 1
+    return [_change_notice(benchmark, change, number) for (benchmark, change), number in found.items()]
+
+
+def _setting(config: Mapping[str, Any]) -> str:
+    return json.dumps({k: v for k, v in config.items() if k not in FROM_DATA}, sort_keys=True)
+
+
+def _change(cell: Cell, record: Record) -> str | None:
+    """What has changed in the images since a record; None if nothing has, or one of the two has seen none."""
+    now, then = cell.data_sha256, record.manifest.data_sha256
+    if now is None or then is None or (now, cell.split_sha256) == (then, record.manifest.split_sha256):
+        return None
+    hashes = f"sha256 {then[:12]} then, {now[:12]} now"
+    if now == then:
+        return "the same images are divided otherwise"
+    if cell.split_sha256 != record.manifest.split_sha256:
+        return f"images were added, removed, renamed or moved; {hashes}"
+    if cell.scale == "full":
+        return f"same names, other content; {hashes}"
+    return f"same names, other content, or changes among the images that this scale leaves out; {hashes}"
+
+
+def _change_notice(benchmark: str, change: str, number: int) -> str:
+    records = "1 record was" if number == 1 else f"{number} records were"
+    return (
+        f"the images of {benchmark} have changed since {records} made ({change}): these cells are run from "
+        "the start, and the older records and checkpoints stay beside them"
+    )

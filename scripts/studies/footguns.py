@@ -61,7 +61,8 @@ def take_normalisation(config: dict[str, Any]) -> str:
 
 
 def take_split(config: dict[str, Any]) -> str:
-    config.pop("split_sha256")
+    for follows in ("split_sha256", "data_sha256", "places"):  # the last two are not in older records
+        config.pop(follows, None)
     path = config.pop("benchmark")["options"].get("split")
     return Path(path).stem if path else AS_SHIPPED
 

@@ -125,6 +125,7 @@ CHANGES = {
     "task sizes": {"task_sizes": (4, 3, 1, 1, 1)},
     "class order": {"class_order": tuple(reversed(range(10)))},
     "split": {"split_sha256": "c"},
+    "data": {"data_sha256": "c"},
     "weights": {"backbone_sha256": "c"},
     **{
         field: {"protocol": Protocol(**{**PROTOCOL, field: value})}
@@ -145,6 +146,24 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_setting_is_another_cell(change):
     assert cell(**change).id != cell().id
+
+
+def at(path, **changes):
+    benchmark = Component(
+        name="image-folder", label=f"image-folder:path={path}", options={"path": path, "x": 1}
+    )
+    return cell(benchmark=benchmark, places=("path",), **changes)
+
+
+def test_a_place_is_not_identity_once_what_is_there_is_known():
+    assert at("a", data_sha256="c").id == at("b", data_sha256="c").id != at("a", data_sha256="d").id
+    assert at("a").without_data().id != at("b").without_data().id  # two folders that are both missing
+
+
+def test_an_option_that_is_a_place_counts_as_one_that_is_not_set():
+    plain = {"benchmark": Component(name="cifar100", label="cifar100", options={"split": None})}
+    listed = {"benchmark": Component(name="cifar100", label="cifar100:split=a", options={"split": "a"})}
+    assert cell(**listed, places=("split",)).id == cell(**plain).id  # but for the hash of the split
 
 
 def test_a_label_is_not_identity_and_the_folder_name_is_readable():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.benchmarks.pixels import ArrayPixels, FilePixels, square
+from bench.benchmarks.pixels import ArrayPixels, FilePixels, file_sha256, square
 from methods.errors import UsageError
 
 Picture = Callable[..., Path]
@@ -204,3 +205,25 @@ def test_arrays_are_delivered_as_they_are_or_resampled() -> None:
     assert stored.native_size == 8
     assert np.array_equal(stored.decode(8), images)
     assert np.array_equal(stored.decode(32), np.full((2, 32, 32, 3), 7))
+
+
+def test_a_file_that_is_written_while_it_is_decoded_is_named(tmp_path: Path, picture: Picture) -> None:
+    paths = tuple(picture(tmp_path / f"{n}.png", seed=n) for n in range(3))
+
+    def slow(path: Path, size: int) -> np.ndarray:
+        picture(paths[1], seed=9)
+        return square(path, size)
+
+    with pytest.raises(UsageError, match=r"1 of 3 images were written while .*1\.png"):
+        FilePixels(paths, tmp_path / "cache", slow).decode(4)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_content_that_keeps_size_and_modification_time_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    before, state = file_sha256(path), path.stat()
+    while path.stat().st_ctime_ns == state.st_ctime_ns:  # the clock of the file system has ticks
+        path.write_bytes(b"two")
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file_sha256(path) != before

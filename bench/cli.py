@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,11 +17,12 @@ from bench.benchmarks import BENCHMARKS
 from bench.grid.executors import EXECUTORS
 from bench.grid.stopping import interrupt_on_signals
 from bench.listing import as_json, as_text, listing
+from bench.options import parse_assignment, split_list
 from bench.output import print_any_sign
 from bench.record import read_readable
-from bench.spec import parse_assignment, read_toml, run_options, settings_from
+from bench.spec import read_toml, run_options, settings_from
 from bench.storage import StorageError
-from methods.errors import UsageError, plain_name, quote
+from methods.errors import UsageError, one_line, plain_name, quote
 from methods.registry import METHODS, Entry
 
 DONE, SOME_FAILED, NOT_UNDERSTOOD = 0, 1, 2
@@ -194,19 +196,32 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _split(value: Any) -> Any:
     """ "a,b:layers=[0,1],c" -> ["a", "b:layers=[0,1]", "c"]; a list stays a list."""
-    if not isinstance(value, str):
-        return value
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", value) if part.strip()]
+    return split_list(value) if isinstance(value, str) else value
 
 
 def _check_names(values: Mapping[str, Any], executors: Mapping[str, Entry]) -> None:
     """Refuse unknown names before anything heavy is imported."""
     for field, registry in (("methods", METHODS), ("benchmarks", BENCHMARKS)):
         if isinstance(values[field], list | tuple):  # anything else is refused by `settings_from`
-            for text in values[field]:
-                _ = registry[str(text).partition(":")[0]]
+            for previous, text in pairwise(["", *map(str, values[field])]):
+                _check_name(registry, previous, text)
     if isinstance(values.get("executor"), str):
         _ = executors[values["executor"]]
+
+
+def _check_name(registry: Mapping[str, Entry], previous: str, text: str) -> None:
+    """Refuse an unknown name; say so if it may be the rest of the value before it, cut at a comma."""
+    try:
+        _ = registry[text.partition(":")[0]]
+    except UsageError as error:
+        option, equals, value = previous.rpartition("=")
+        if not equals:
+            raise
+        whole = json.dumps(one_line(f"{value},{text}"), ensure_ascii=False)
+        raise UsageError(
+            f"{error}. If it belongs to the value before it, quotes keep them together: "
+            f"{one_line(option)}={whole}"
+        ) from None
 
 
 def _check_results(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,8 +18,9 @@ from pydantic import (
 )
 
 from bench.model import FrozenModel
+from bench.options import TypedText, as_typed, loads, parse_options, read_options
 from methods.errors import UsageError, describe_validation, one_line, quote, unknown
-from methods.hyper import BITS, check_fit, unfit
+from methods.hyper import check_fit
 
 ScaleName = Literal["smoke", "quick", "full"]
 EvalOn = Literal["test", "validation"]
@@ -34,7 +34,6 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 MAX_IMAGE_SIZE = 4096  # beyond it a mistyped size takes all memory before it can be rejected
 MAX_COUNT = 2**31 - 1  # what every library takes
 MAX_SEED = 2**63 - 1
-MAX_BITS = 4096  # of an integer in a text; Python itself writes none of more than 4300 digits
 
 
 class Protocol(FrozenModel):
@@ -103,7 +102,8 @@ class Settings(FrozenModel):
 
     methods: tuple[Choice, ...] = Field(
         min_length=1,
-        description="names, separated by commas; a variant is name:option=value+option=value (default: all)",
+        description="names, separated by commas; a variant is name:option=value+option=value, with quotes "
+        "around a value that has a comma or a plus (default: all)",
     )
     benchmarks: tuple[Choice, ...] = Field(
         min_length=1, description="names, separated by commas; options as with methods (default: digits)"
@@ -268,15 +268,17 @@ def _hashable(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, TypedText):
+        return value
+    return as_typed(value) if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def parse_choice(text: str) -> Choice:
-    """`duallora:gate=none+rank=8` -> Choice("duallora", {"gate": "none", "rank": 8})."""
+    """`duallora:gate=none+rank=8` -> Choice("duallora", {"gate": "none", "rank": "8"}), values as typed."""
     name, colon, rest = text.strip().partition(":")
     if not name or (colon and not rest):
         raise UsageError(f"cannot read '{one_line(text)}'; legal: name or name:option=value+option=value")
-    options = [parse_assignment(part) for part in rest.split("+") if part]
+    options = parse_options(rest)
     keys = [key for key, _ in options]
     if duplicates := sorted({key for key in keys if keys.count(key) > 1}):
         raise UsageError(
@@ -284,39 +286,6 @@ def parse_choice(text: str) -> Choice:
             "option once"
         )
     return Choice(name=name, options=dict(options))
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """`rank=8` -> ("rank", 8). A value is read as TOML where it is TOML, else as text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"cannot read '{one_line(text)}'; legal: option=value")
-    return key.strip(), parse_value(value.strip())
-
-
-def parse_value(text: str) -> Any:
-    """A number, true/false, a quoted text or a list as TOML writes them; anything else is the text itself."""
-    try:
-        content = _loads(f"value = {text}", MAX_BITS)
-    except ValueError:
-        return text
-    # A text of several lines may go on with other keys.
-    return content["value"] if len(content) == 1 else text
-
-
-def _loads(text: str, bits: int = BITS) -> dict[str, Any]:
-    """The content of a TOML text.
-
-    Raises:
-        ValueError: if it is not TOML, or an integer is too large or the nesting too deep.
-    """
-    try:
-        content = tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("lists or tables are nested too deep") from None
-    if problem := unfit(content, bits):
-        raise ValueError(problem)
-    return content
 
 
 def settings_from(values: Mapping[str, Any], sets: Iterable[tuple[str, Any]] = ()) -> Settings:
@@ -399,12 +368,13 @@ def make_protocol(values: Mapping[str, Any]) -> Protocol:
     Raises:
         UsageError: for an unknown field or an illegal value.
     """
-    for name, value in values.items():
+    fields = read_options(values, Protocol.model_fields)
+    for name, value in fields.items():
         if name not in Protocol.model_fields:
             raise unknown("option of the protocol", name, Protocol.model_fields)
         check_fit(f"protocol.{name}", value)
     try:
-        return Protocol.model_validate(dict(values))
+        return Protocol.model_validate(fields)
     except ValidationError as error:
         raise UsageError(describe_validation(error, "protocol")) from None
 
@@ -417,7 +387,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     check_fit("the config file's name", str(path))
     try:
-        return _loads(path.read_text(encoding="utf-8"))
+        return loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read the config file '{path}': {reason}") from None

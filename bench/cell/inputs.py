@@ -13,8 +13,9 @@ from bench.benchmarks.loading import Arrays, load_arrays
 from bench.benchmarks.splits import Split, make_split
 from bench.cell import backbone
 from bench.cell.backbone import Backbone
+from bench.options import read_options
 from bench.spec import Cell, Choice, Component, OptionsKey, Settings
-from methods.hyper import make_hyper
+from methods.hyper import fields_of, make_hyper
 
 
 @dataclass(frozen=True)
@@ -127,5 +128,6 @@ class Inputs:
 
 def _open_benchmark(name: str, options: OptionsKey) -> Benchmark[Any]:
     benchmark_class = BENCHMARKS[name].load()
-    benchmark: Benchmark[Any] = benchmark_class(make_hyper(name, benchmark_class.Options, dict(options)))
+    values = read_options(dict(options), fields_of(benchmark_class.Options))
+    benchmark: Benchmark[Any] = benchmark_class(make_hyper(name, benchmark_class.Options, values))
     return benchmark

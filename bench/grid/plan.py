@@ -14,10 +14,11 @@ from pydantic_core import to_jsonable_python
 from bench.benchmarks.base import Benchmark
 from bench.cell import backbone
 from bench.cell.inputs import Inputs
+from bench.options import read_options
 from bench.record import Record
 from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
 from methods.errors import MissingError, UsageError
-from methods.hyper import as_plain, make_hyper
+from methods.hyper import as_plain, fields_of, make_hyper
 from methods.registry import METHODS
 
 #: In place of the status of a record that cannot be read.
@@ -83,7 +84,8 @@ def _outline(
     opened = inputs.benchmark_of(benchmark)
     method_class = METHODS[method.name].load()
     recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
-    hyper = make_hyper(method.name, method_class.Hyper, {**recipe, **method.options})
+    options = read_options(method.options, fields_of(method_class.Hyper))
+    hyper = make_hyper(method.name, method_class.Hyper, {**recipe, **options})
     tasks = settings.tasks or opened.default_tasks
     method_class.check(hyper, tasks)
     places = _places(opened.options)

@@ -62,6 +62,12 @@ BAD = {
     "several cells at a time, serially": (["--workers", "2"], "--executor processes"),
     "a name on two lines": (["--methods", "ncm\nfinetune"], "unknown method 'ncm finetune'"),
     "a benchmark's option that is a list": (["--benchmarks", "digits:a=[1]"], "unknown option of digits 'a'"),
+    "a value cut at its plus": (["--benchmarks", "image-folder:path=a+b"], 'together: path="a+b"'),
+    "a value cut at its comma": (
+        ["--benchmarks", "image-folder:path=a,b"],
+        'together: image-folder:path="a,b"',
+    ),
+    "a quote that is left open": (["--benchmarks", "image-folder:path='a"], "ends with the sign it starts"),
     "a results folder no system can name": (["--results", "x" * 5000], "File name too long; give another"),
     "one option twice": (["--methods", "finetune:rank=2+rank=4"], "rank given twice"),
     "config file that is not there": (["--config", "grid.toml"], "cannot read the config file"),
@@ -421,3 +427,30 @@ def test_broken_images_are_named_before_training_starts(cli, tmp_path):
     assert not (tmp_path / "results").exists()
     broken.unlink()
     assert cli(*arguments)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["a+b", "a,b", "2024-01-05", "8", "true", "a=b", "bob's"])
+def test_a_folder_of_any_name_can_be_given(name, cli, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        folder = tmp_path / name / f"class {number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+    small = ("--tasks", "2", "--image-size", "32", "--backbone", MICRO_NAME, "--dry-run", "--methods", "ncm")
+    quoted = f'"{name}"'
+    benchmark = f"image-folder:path={quoted}"
+    status, out, err = cli("run", "--benchmarks", benchmark, *small, *TINY)
+    assert (status, err) == (0, "")
+    assert "1 to run" in out
+    status, again, _ = cli(
+        "run", "--benchmarks", "image-folder", "--set", f"image-folder.path={name}", *small, *TINY
+    )
+    assert (status, again) == (0, out)
+    status, again, _ = cli("run", "--config", str(_config(tmp_path, name)), *small, *TINY)
+    assert (status, again) == (0, out)
+
+
+def _config(folder: Path, name: str) -> Path:
+    path = folder / "grid.toml"
+    path.write_text(f'benchmarks = ["image-folder"]\n[set]\nimage-folder.path = "{name}"\n')
+    return path

@@ -24,6 +24,7 @@ LAYERS = {
         "bench.record",
         "bench.frame",
         "bench.output",
+        "bench.options",
     ),
     "parts": ("bench.benchmarks", "bench.probes"),
     "cell": ("bench.cell",),

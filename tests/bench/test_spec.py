@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.options import parse_value, split_list, unquote
 from bench.spec import (
     Cell,
     Choice,
@@ -14,7 +15,6 @@ from bench.spec import (
     label_of,
     make_protocol,
     parse_choice,
-    parse_value,
     read_toml,
     settings_from,
 )
@@ -42,10 +42,10 @@ def cell(**changes) -> Cell:
     return Cell(**{**fields, **changes})
 
 
-def test_a_choice_reads_typed_options():
+def test_a_choice_keeps_its_options_as_typed():
     choice = parse_choice("duallora:gate=none+rank=8+lr=1e-3+layers=[0, 1]+flag=true")
     assert choice.name == "duallora"
-    assert choice.options == {"gate": "none", "rank": 8, "lr": 1e-3, "layers": [0, 1], "flag": True}
+    assert choice.options == {"gate": "none", "rank": "8", "lr": "1e-3", "layers": "[0, 1]", "flag": "true"}
 
 
 def test_a_label_names_its_options_in_order():
@@ -57,19 +57,23 @@ def test_a_label_names_its_options_in_order():
     st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.integers() | st.booleans(), max_size=4)
 )
 def test_a_label_parses_back_to_its_choice(options):
-    assert parse_choice(label_of("name", options)) == Choice(name="name", options=options)
+    choice = parse_choice(label_of("name", options))
+    assert Choice(name="name", options={k: parse_value(v) for k, v in choice.options.items()}) == Choice(
+        name="name", options=options
+    )
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(str.strip))
+def test_a_label_parses_back_to_its_text(text):
+    label = label_of("image-folder", {"path": text})
+    (parsed,) = split_list(label) if "\n" not in label else [label]
+    assert unquote("path", parse_choice(parsed).options["path"]) == text
 
 
 @pytest.mark.parametrize("text", ["", ":", "a:", "a:rank", "a:=3"])
 def test_a_choice_that_cannot_be_read_says_what_is_legal(text):
     with pytest.raises(UsageError, match="legal: "):
         parse_choice(text)
-
-
-def test_values_are_toml_or_text():
-    assert parse_value("none") == "none"
-    assert parse_value("'8'") == "8"
-    assert parse_value("8") == 8
 
 
 def test_set_reaches_its_owner_and_a_variant_wins_over_it():

@@ -17,7 +17,15 @@ from bench.cell.manifest import RunContext
 from bench.grid.display import display
 from bench.grid.estimate import in_words, longest_first, schedule, seconds_by_cell
 from bench.grid.executors import ExecutorClass, Parallelism
-from bench.grid.plan import PlannedCell, cells_to_run, changed_data, check_images, plan, resolve_device
+from bench.grid.plan import (
+    PlannedCell,
+    cells_to_run,
+    changed_data,
+    check_images,
+    notes_on_data,
+    plan,
+    resolve_device,
+)
 from bench.grid.scheduler import ExistingRecord, Scheduler, StoppedError, existing_records
 from bench.grid.stopping import stop_on_signals
 from bench.record import RECORD_NAME, read, read_readable
@@ -81,7 +89,8 @@ def _plan_grid(settings: Settings, executor: ExecutorClass, inputs: Inputs, skip
     todo = list(cells_to_run(planned, statuses, settings.rerun))
     records = read_readable(results)[0] if results.is_dir() else []
     seconds = seconds_by_cell(todo, records)
-    notices = changed_data([item.cell for item in planned if item.cell.id not in existing], records)
+    changed = changed_data([item.cell for item in planned if item.cell.id not in existing], records)
+    notices = [*notes_on_data(planned, inputs), *changed]
     parallelism = executor.parallelism(settings, device)
     if parallelism.workers != 1:
         todo = longest_first(todo, seconds)

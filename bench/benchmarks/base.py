@@ -98,6 +98,9 @@ class ImageSet:
 class Dataset:
     """An opened benchmark: class names, training set, test set.
 
+    Attributes:
+        notes: sentences on what was read and how, such as files that are left out; for plan and record.
+
     Raises:
         UsageError: if a class has no image in one of the two sets.
     """
@@ -105,6 +108,7 @@ class Dataset:
     classes: tuple[str, ...]
     train: ImageSet
     test: ImageSet
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):

@@ -1,13 +1,13 @@
 """Any folder of class folders: path=FOLDER; train/ with test/ or val/ inside, or a stratified fifth as test.
 
-A class is a sub-folder with images at any depth, and classes are numbered in the order of their names. Every
-file that is used is decoded before training starts (`pixels.FilePixels`).
+A class is a sub-folder with images at any depth, and classes are numbered in the order of their names. Files
+that are left out are counted (`class_folders`). Every file that is used is decoded before training starts
+(`pixels.FilePixels`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +17,13 @@ from pydantic.dataclasses import dataclass
 
 from bench.benchmarks import STRICT, register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
+from bench.benchmarks.class_folders import Listing, composed, list_folder
 from bench.benchmarks.pixels import FilePixels
 from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv
-from methods.errors import MissingError, UsageError, abbreviate
+from methods.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
-    from bench.benchmarks.pixels import Int64Array
-
-SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+    from bench.benchmarks.pixels import BoolArray, Int64Array
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -67,12 +66,14 @@ class FolderImages:
     Attributes:
         classes: names of the classes.
         images: the training and the test images.
-        presplit: whether the folder is divided into train/ and test/ already.
+        is_test: (n,) whether an image is in the test folder; None where the folder is not divided.
+        notes: sentences on files that are left out.
     """
 
     classes: tuple[str, ...]
     images: ImageSet
-    presplit: bool
+    is_test: BoolArray | None
+    notes: tuple[str, ...]
 
 
 def resolve(path: Path, roots: Sequence[Path]) -> Path | None:
@@ -91,21 +92,32 @@ def existing(path: Path, roots: Sequence[Path]) -> Path:
 
 
 def read_folder(folder: Path, roots: Sequence[Path]) -> FolderImages:
-    """List a folder of class folders, or of train/ and test/ (or val/) with class folders.
+    """The images of a folder of class folders, or of a training and a test folder with class folders.
 
     Args:
         roots: the first of them holds the cache of decoded images.
 
     Raises:
-        UsageError: no classes, a class without images, or train/ and test/ with different classes.
+        UsageError: see `class_folders.list_folder`.
     """
-    parts = _parts(folder)
-    listings = [_images_by_class(part) for part in parts]
-    if len(parts) == 2:
-        _check_same_classes(parts, listings)
-    ids, labels, paths = _table(folder, listings)
-    images = ImageSet(ids, labels, FilePixels(paths, roots[0] / "decoded"))
-    return FolderImages(tuple(listings[0]), images, presplit=len(parts) == 2)
+    listing = list_folder(folder)
+    rows = sorted(
+        (composed(path.relative_to(folder).as_posix()), label, side, path)
+        for side, images in enumerate(listing.images)
+        for label, name in enumerate(listing.classes)
+        for path in images[name]
+    )
+    return _folder_images(listing, rows, roots[0] / "decoded")
+
+
+def _folder_images(listing: Listing, rows: list[tuple[str, int, int, Path]], cache: Path) -> FolderImages:
+    import numpy as np
+
+    ids, labels, sides, paths = zip(*rows, strict=True)
+    images = ImageSet(ids, np.array(labels, np.int64), FilePixels(paths, cache))
+    is_test = np.array(sides, bool) if len(listing.sides) == 2 else None
+    notes = (listing.note,) if listing.note else ()
+    return FolderImages(listing.classes, images, is_test, notes)
 
 
 def split_pool(pool: FolderImages, split: Path | None) -> Dataset:
@@ -113,80 +125,14 @@ def split_pool(pool: FolderImages, split: Path | None) -> Dataset:
     images = pool.images
     if split is not None:
         rows = split_from_csv(images.ids, split)
-    elif pool.presplit:
-        rows = _rows_by_folder(images.ids)
+    elif pool.is_test is not None:
+        rows = _rows_where(~pool.is_test), _rows_where(pool.is_test)
     else:
         rows = hold_out(images.labels, images.ids, HELD_OUT)
-    return split_by_rows(pool.classes, images, rows)
+    return split_by_rows(pool.classes, images, rows, pool.notes)
 
 
-def _rows_by_folder(ids: tuple[str, ...]) -> tuple[Int64Array, Int64Array]:
+def _rows_where(mask: BoolArray) -> Int64Array:
     import numpy as np
 
-    is_train = np.array([name.startswith("train/") for name in ids])
-    return np.flatnonzero(is_train), np.flatnonzero(~is_train)
-
-
-def _parts(folder: Path) -> tuple[Path, ...]:
-    """(train, test) if the folder is divided already, else the folder itself."""
-    train = folder / "train"
-    for test in (folder / "test", folder / "val"):
-        if train.is_dir() and test.is_dir():
-            return train, test
-    return (folder,)
-
-
-def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
-    if len(names) < 2:
-        raise UsageError(
-            f"{folder} holds {len(names)} class folders ({names[0] if names else 'none'}), and it takes two "
-            "or more; give the folder that holds one folder per class"
-        )
-    images = {name: _images(folder / name) for name in names}
-    if empty := [name for name, paths in images.items() if not paths]:
-        raise UsageError(
-            f"{len(empty)} of {len(names)} class folders in {folder} hold no image: {abbreviate(empty)}; "
-            f"fill or remove them (images end in {', '.join(sorted(SUFFIXES))})"
-        )
-    return images
-
-
-def _images(folder: Path) -> list[Path]:
-    paths: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        paths += [Path(parent, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not _hidden(n)]
-    return paths
-
-
-def _hidden(name: str) -> bool:
-    """Whether a name is hidden, such as the ._* files in archives made on macOS, or .ipynb_checkpoints."""
-    return name.startswith(".")
-
-
-def _check_same_classes(parts: tuple[Path, ...], listings: list[dict[str, list[Path]]]) -> None:
-    train, test = (set(listing) for listing in listings)
-    if train != test:
-        raise UsageError(
-            f"{parts[0]} and {parts[1]} must hold the same class folders; only in {parts[0].name}: "
-            f"{abbreviate(sorted(train - test)) or 'none'}; only in {parts[1].name}: "
-            f"{abbreviate(sorted(test - train)) or 'none'}. Rename or remove these, or give path={parts[0]} "
-            "to hold out a fifth of it"
-        )
-
-
-def _table(
-    folder: Path, listings: list[dict[str, list[Path]]]
-) -> tuple[tuple[str, ...], Int64Array, tuple[Path, ...]]:
-    """(ids, labels, paths), sorted by id: the path relative to `folder`."""
-    import numpy as np
-
-    rows = sorted(
-        (path.relative_to(folder).as_posix(), label, path)
-        for listing in listings
-        for label, paths in enumerate(listing.values())
-        for path in paths
-    )
-    ids, labels, paths = zip(*rows, strict=True)
-    return ids, np.array(labels, np.int64), paths
+    return np.flatnonzero(mask)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    BoolArray = NDArray[np.bool_]
     UInt8Array = NDArray[np.uint8]
     Int64Array = NDArray[np.int64]
 

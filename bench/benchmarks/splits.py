@@ -176,9 +176,14 @@ def _split_sha256(*parts: tuple[ImageSet, Int64Array]) -> str:
     return total.hexdigest()
 
 
-def split_by_rows(classes: tuple[str, ...], pool: ImageSet, rows: tuple[Int64Array, Int64Array]) -> Dataset:
+def split_by_rows(
+    classes: tuple[str, ...],
+    pool: ImageSet,
+    rows: tuple[Int64Array, Int64Array],
+    notes: tuple[str, ...] = (),
+) -> Dataset:
     """A data set whose training and test images are these rows (train, test) of one pool of images."""
-    return Dataset(classes, pool.take(rows[0]), pool.take(rows[1]))
+    return Dataset(classes, pool.take(rows[0]), pool.take(rows[1]), notes)
 
 
 def split_from_csv(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Array]:

@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from bench.benchmarks import BENCHMARKS
+from bench.benchmarks import BENCHMARKS, overlap
 from bench.benchmarks.base import Benchmark, Dataset, data_roots
 from bench.benchmarks.loading import Arrays, load_arrays
 from bench.benchmarks.splits import Split, make_split
@@ -51,6 +51,7 @@ class Inputs:
         self._dataset = cache(self._open_dataset)
         self._backbone = cache(self._find_backbone)
         self._checked = cache(self._build_once)
+        self._notes = cache(self._read_notes)
         self._images = lru_cache(maxsize=1)(self._decode)
 
     def benchmark(self, cell: Cell) -> Benchmark[Any]:
@@ -77,6 +78,11 @@ class Inputs:
         """Hash of the images that the cell's benchmark has; on validation, of the training images only."""
         dataset = self.dataset(cell)
         return dataset.sha256 if cell.eval_on == "test" else dataset.train_sha256
+
+    def notes(self, cell: Cell) -> tuple[str, ...]:
+        """Sentences on the cell's images: files that are left out, and equal images."""
+        shared = {"seed": 0, "tasks": 1, "task_sizes": None, "class_order": None}
+        return self._notes(cell.without_method().model_copy(update=shared))
 
     def split(self, cell: Cell) -> Split:
         """Which images the cell trains on and is tested on."""
@@ -114,6 +120,10 @@ class Inputs:
 
     def _open_dataset(self, name: str, options: OptionsKey) -> Dataset:
         return self._benchmark(name, options).open(self.paths.roots)
+
+    def _read_notes(self, cell: Cell) -> tuple[str, ...]:
+        dataset = self.dataset(cell)
+        return (*dataset.notes, *overlap.warnings(dataset, self.split(cell)))
 
     def _find_backbone(self, tag: str) -> Backbone:
         return backbone.resolve(tag, self.paths.weights, self.paths.roots)

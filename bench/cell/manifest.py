@@ -17,6 +17,7 @@ from pathlib import Path
 from bench import record
 from bench.cell.inputs import Inputs
 from bench.spec import Cell
+from methods.errors import UsageError
 from methods.hyper import make_hyper
 from methods.registry import METHODS
 
@@ -81,12 +82,20 @@ def _data_sha256(cell: Cell, inputs: Inputs) -> str | None:
 
 
 def _warnings(cell: Cell, inputs: Inputs) -> list[str]:
-    """Warnings that qualify the results: of the method as it is set, and of the backbone."""
+    """Warnings that qualify the results: of the method as it is set, of the images, and of the backbone."""
     method = METHODS[cell.method.name].load()
     of_method = method.caveats(make_hyper(cell.method.name, method.Hyper, cell.method.options))
     if cell.backbone_sha256 is None:
         return list(of_method)
-    return [*of_method, *inputs.backbone(cell).warnings(cell.benchmark.name)]
+    return [*of_method, *_notes(cell, inputs), *inputs.backbone(cell).warnings(cell.benchmark.name)]
+
+
+def _notes(cell: Cell, inputs: Inputs) -> tuple[str, ...]:
+    """Of the images; of a cell that learns they were made when these were decoded."""
+    try:
+        return inputs.notes(cell)
+    except UsageError:  # the reason why the cell failed: its images are not here any more
+        return ()
 
 
 def versions() -> dict[str, str]:

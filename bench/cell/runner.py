@@ -199,6 +199,7 @@ def _planned_images(cell: Cell, inputs: Inputs) -> Arrays:
     if cell.data_sha256 is not None:  # hashed after decoding, so that no change escapes
         problem = f"the images of {name} have other content here, under the same names"
         _check_unchanged(problem, inputs.data_sha256(cell), cell.data_sha256)
+    inputs.notes(cell)  # while the files are those that were decoded
     return arrays
 
 

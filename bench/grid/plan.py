@@ -225,6 +225,13 @@ def cells_to_run(
             yield item
 
 
+def notes_on_data(planned: Sequence[PlannedCell], inputs: Inputs) -> list[str]:
+    """What is to be known about the images of each benchmark before it is run; see `Inputs.notes`."""
+    cells = [item.cell for item in planned if item.missing is None]
+    notes = [f"{cell.benchmark.label}: {note}" for cell in cells for note in inputs.notes(cell)]
+    return list(dict.fromkeys(notes))
+
+
 def changed_data(cells: Iterable[Cell], records: Iterable[Record]) -> list[str]:
     """A sentence for each benchmark whose images are not those of records that are equal in all else.
 

@@ -192,3 +192,25 @@ def test_what_is_embedded_or_has_a_published_checksum_is_the_cell_that_it_was(tm
     (item,) = plan(settings, "cpu", inputs, skip_missing=False)
     assert item.cell.data_sha256 is None
     assert item.cell.places == ()
+
+
+def test_copies_and_files_left_out_are_told_in_plan_record_and_report(
+    cli: Callable[..., Any], pets: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pets, tmp_path / "both" / "train")
+    shutil.copytree(pets, tmp_path / "both" / "test")
+    (tmp_path / "both" / "train" / "ant" / "boxes.txt").write_text("0 0 1 1")
+    dry = cli(*arguments("both"), "--dry-run")[1]
+    status, out, _ = cli(*arguments("both"))
+    assert status == 0
+    cli("report")
+    report = (tmp_path / "results" / "report" / "report.md").read_text()
+    (record,) = records(tmp_path / "results").values()
+    for words in (
+        "48 images are used; left out: 1 not named like images (.txt 1)",
+        "test images are trained on, too",
+    ):
+        assert words in dry
+        assert words in out
+        assert any(words in warning for warning in record.manifest.warnings)
+        assert words in report

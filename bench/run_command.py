@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bench.cell.inputs import Inputs, paths_from
 from bench.cell.manifest import RunContext
@@ -113,8 +113,19 @@ def _announce(console: Console, grid: GridPlan) -> None:
     _say(console, f"cells: {len(grid.planned)}; {done} done before{others}, {len(grid.todo)} to run")
     for sentence in (*grid.notices, *(entry.complaint for entry in existing if entry.complaint)):
         _say(console, sentence)
+    _caution(console, grid)
     if grid.todo:
         _say(console, grid.parallelism.description)
+
+
+def _caution(console: Console, grid: GridPlan) -> None:
+    """Print what a user should know before the training starts: each sentence once, with its methods."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for item in grid.todo:
+        if item.caution:
+            rows.setdefault((item.cell.benchmark.label, item.caution), []).append(item.cell.method.label)
+    for (benchmark, sentence), methods in rows.items():
+        _say(console, f"note: {', '.join(dict.fromkeys(methods))} on {benchmark}: {sentence}")
 
 
 def _make_results(folder: Path) -> None:
@@ -129,7 +140,7 @@ def _make_results(folder: Path) -> None:
 def _show_plan(console: Console, grid: GridPlan) -> int:
     """Print what would be run, in which order, where, and about how long it would take."""
     turns = {item.cell.id: turn for turn, item in enumerate(grid.todo, start=1)}
-    table = Table("cell", "training", "what would happen", "about")
+    table = Table(Column("cell", overflow="fold"), "training", "what would happen", "about")
     for item in grid.planned:
         cell, seconds = item.cell.id, grid.seconds.get(item.cell)
         action = _action(item, turns.get(cell), grid.existing.get(cell))
@@ -138,6 +149,7 @@ def _show_plan(console: Console, grid: GridPlan) -> int:
     console.print(table)
     for sentence in (*grid.notices, *(e.complaint for e in grid.existing.values() if e.complaint)):
         _say(console, sentence)
+    _caution(console, grid)
     if grid.todo:
         _say(console, grid.parallelism.description)
         _say(console, _forecast(grid))
@@ -146,9 +158,11 @@ def _show_plan(console: Console, grid: GridPlan) -> int:
 
 
 def _training(protocol: Protocol) -> str:
-    """How often each image is trained on, and how many at a time: recipes differ in both."""
+    """How often each image is trained on, how many at a time, and in which class order: recipes differ."""
     epochs = "1 epoch" if protocol.epochs == 1 else f"{protocol.epochs} epochs"
-    return f"{epochs}, batches of {protocol.batch_size}"
+    dropped = " (the last, smaller one dropped)" if protocol.drop_last else ""
+    order = "" if protocol.class_order == "seeded" else f", class order {protocol.class_order}"
+    return f"{epochs}, batches of {protocol.batch_size}{dropped}{order}"
 
 
 def _action(item: PlannedCell, turn: int | None, existing: ExistingRecord | None) -> str:

@@ -13,8 +13,10 @@ from pydantic import (
     BeforeValidator,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
 )
 
 from bench.model import FrozenModel
@@ -36,6 +38,11 @@ MAX_COUNT = 2**31 - 1  # what every library takes
 MAX_SEED = 2**63 - 1
 
 
+#: Fields of the protocol that older records do not have -> the value that all cells had before. A field with
+#: this value is not written, so that a cell and its record keep their identity when a field is added.
+ADDED: Mapping[str, Any] = {"drop_last": False, "class_order": "seeded"}
+
+
 class Protocol(FrozenModel):
     """What is held equal between methods. Under "paper" a method's published recipe may differ."""
 
@@ -53,6 +60,15 @@ class Protocol(FrozenModel):
     schedule: Literal["cosine", "coda", "constant"] = Field("cosine", description="see bench.cell.strategy")
     head_init: Literal["zero", "default"] = Field("zero", description="how a classifier's new rows start")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")
+    drop_last: bool = Field(False, description="leave out the last, smaller batch of an epoch")
+    class_order: Literal["seeded", "identity", "listed"] = Field(
+        "seeded", description="see bench.benchmarks.splits; listed: of the file that --class-order names"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialise(self)
+        return {k: v for k, v in content.items() if k not in ADDED or v != ADDED[k]}
 
 
 #: What the code of CODA-Prompt and InfLoRA does, where it differs from the common protocol; each field's
@@ -127,6 +143,11 @@ class Settings(FrozenModel):
         gt=0,
         le=MAX_IMAGE_SIZE,
         description="side of the input in pixels (default: the benchmark's own)",
+    )
+    class_order: str | None = Field(
+        None,
+        description="seeded: the data set's own order for seed 0, else shuffled (default) | identity: its "
+        "own order for every seed | FILE: as seeded, but its lines, one class name each, are the own order",
     )
     data_root: Path | None = Field(None, description="folder that is searched first for data and weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda (default: auto)")

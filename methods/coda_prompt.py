@@ -208,6 +208,7 @@ class CodaPrompt(PromptMethod[CodaPromptHyper]):
             "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
             "batch_size": 128,  # configs/*_prompt.yaml
             "head_init": "default",  # models/zoo.py: nn.Linear
+            "drop_last": True,  # trainer.py: the training loader
         }
 
     @classmethod

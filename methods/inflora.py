@@ -102,6 +102,7 @@ class InfLora(SubspaceLora[InfLoraHyper]):
             "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
             "batch_size": 128,  # configs: batch_size
             "head_init": "default",  # models/sinet_inflora.py: nn.Linear
+            "class_order": "identity",  # configs: shuffle false, for the seeds 0 to 4
         }
 
     @classmethod

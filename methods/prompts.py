@@ -205,4 +205,6 @@ def official(batch_size: int) -> dict[str, object]:
         "schedule": "constant",  # learning_rate_schedule
         "batch_size": batch_size,
         "head_init": "zero",  # models/vit.py: the kernel of the head
+        "drop_last": True,  # libml/input_pipeline.py: batches are of one size
+        "class_order": "identity",  # configs/*.py: continual.rand_seed = -1
     }

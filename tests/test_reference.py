@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from bench.record import Record, read_all
+from bench.spec import Cell
 from methods.registry import METHODS
 from reports.report import write_report
 from scripts.docs.markers import names
@@ -37,6 +39,15 @@ def test_all_was_measured_and_from_code_that_is_known(records: list[Record]) -> 
         assert len(record.cost.experiences) == record.tasks
         assert record.manifest.dirty is False
         assert record.manifest.commit is not None
+
+
+def test_a_cell_has_the_id_that_it_was_recorded_under() -> None:
+    """A field that is added to a cell must not make the records of before unknown."""
+    paths = sorted(REFERENCE.glob("*/record.json"))
+    assert paths
+    for path in paths:
+        config = json.dumps(json.loads(path.read_text(encoding="utf-8"))["config"])
+        assert Cell.model_validate_json(config).id == path.parent.name
 
 
 def test_the_commands_hold_no_path_of_a_machine(records: list[Record]) -> None:

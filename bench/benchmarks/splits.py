@@ -10,7 +10,7 @@ import csv
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -62,6 +62,53 @@ def class_order(n_classes: int, seed: int) -> tuple[int, ...]:
     if seed > 0:
         random.Random(seed).shuffle(order)
     return tuple(order)
+
+
+def own_order(n_classes: int, seed: int) -> tuple[int, ...]:
+    """The order of the data set for every seed, as in the code of InfLoRA, L2P and DualPrompt.
+
+    >>> own_order(5, 1)
+    (0, 1, 2, 3, 4)
+    """
+    return tuple(range(n_classes))
+
+
+#: The rules of class orders that need no file, by their names in the protocol: (classes, seed) -> order.
+ORDERS: Mapping[str, Callable[[int, int], tuple[int, ...]]] = {"seeded": class_order, "identity": own_order}
+
+
+def listed_order(classes: Sequence[str], path: Path, seed: int) -> tuple[int, ...]:
+    """`class_order` with the classes numbered by a file of names, one per line, not by the data set.
+
+    Raises:
+        MissingError: if there is no such file.
+        UsageError: unless it names each class exactly once.
+    """
+    names = _read_names(path)
+    if set(names) != set(classes) or len(names) != len(classes):
+        unknown = sorted(set(names) - set(classes))
+        absent = sorted(set(classes) - set(names))
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        raise UsageError(
+            f"{path} must name each of the {len(classes)} classes once, one per line, such as "
+            f"'{classes[0]}'; it has {len(names)} lines; unknown: {abbreviate(unknown) or 'none'}; missing: "
+            f"{abbreviate(absent) or 'none'}; twice: {abbreviate(twice) or 'none'}"
+        )
+    number = {name: position for position, name in enumerate(classes)}
+    return tuple(number[names[i]] for i in class_order(len(classes), seed))
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise MissingError(
+            f"the class order {path} cannot be read ({error.strerror}); legal for --class-order: "
+            "seeded, identity, or the path of a text file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the class order {path} is not UTF-8 text; save it as UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def task_sizes(n_classes: int, tasks: int) -> tuple[int, ...]:
@@ -132,11 +179,22 @@ def _joined(groups: list[Int64Array]) -> Int64Array:
     return np.sort(np.concatenate([np.empty(0, np.int64), *groups]))
 
 
-def make_split(dataset: Dataset, *, tasks: int, seed: int, scale: Scale, eval_on: TestSource) -> Split:
+def make_split(
+    dataset: Dataset,
+    *,
+    tasks: int,
+    seed: int,
+    scale: Scale,
+    eval_on: TestSource,
+    order: tuple[int, ...] | None = None,
+) -> Split:
     """Divide a data set for one seed.
 
     On validation, a fifth of each training class is held out first, and the test set is not read. Then the
     scale's limits apply to the training and to the test images.
+
+    Args:
+        order: the class order; by default, that of the seed.
 
     Raises:
         UsageError: for more tasks than classes, a negative seed, or a class too small to hold out from.
@@ -149,7 +207,7 @@ def make_split(dataset: Dataset, *, tasks: int, seed: int, scale: Scale, eval_on
     train = _limited(dataset.train, train, scale.train_per_class)
     test = _limited(tested, test, scale.test_per_class)
     return Split(
-        class_order=class_order(len(dataset.classes), seed),
+        class_order=class_order(len(dataset.classes), seed) if order is None else order,
         task_sizes=task_sizes(len(dataset.classes), tasks),
         train_rows=train,
         test_rows=test,

@@ -10,7 +10,7 @@ from typing import Any
 from bench.benchmarks import BENCHMARKS, overlap
 from bench.benchmarks.base import Benchmark, Dataset, data_roots
 from bench.benchmarks.loading import Arrays, load_arrays
-from bench.benchmarks.splits import Split, make_split
+from bench.benchmarks.splits import ORDERS, Split, make_split
 from bench.cell import backbone
 from bench.cell.backbone import Backbone
 from bench.options import read_options
@@ -85,9 +85,12 @@ class Inputs:
         return self._notes(cell.without_method().model_copy(update=shared))
 
     def split(self, cell: Cell) -> Split:
-        """Which images the cell trains on and is tested on."""
+        """Which images the cell trains on and is tested on, by its class order if that is known already."""
+        dataset = self.dataset(cell)
+        order = cell.class_order or ORDERS[cell.protocol.class_order](len(dataset.classes), cell.seed)
         return make_split(
-            self.dataset(cell),
+            dataset,
+            order=order,
             tasks=cell.tasks,
             seed=cell.seed,
             scale=self.benchmark(cell).scales[cell.scale],

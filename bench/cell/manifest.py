@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench import record
 from bench.cell.inputs import Inputs
+from bench.cell.steps import small_batches
 from bench.spec import Cell
 from methods.errors import UsageError
 from methods.hyper import make_hyper
@@ -91,9 +92,10 @@ def _warnings(cell: Cell, inputs: Inputs) -> list[str]:
 
 
 def _notes(cell: Cell, inputs: Inputs) -> tuple[str, ...]:
-    """Of the images; of a cell that learns they were made when these were decoded."""
+    """Of the images, and of tasks with few; of a cell that learns they were made when these were decoded."""
     try:
-        return inputs.notes(cell)
+        small = small_batches(cell, inputs)
+        return (*inputs.notes(cell), *([small] if small else []))
     except UsageError:  # the reason why the cell failed: its images are not here any more
         return ()
 

@@ -340,6 +340,7 @@ def build_strategy(
         statistics_collate=augment(pipeline, streams["statistics"]),
         order=streams["data order"],
         precision=protocol.precision,
+        drop_last=protocol.drop_last,
         train_mb_size=protocol.batch_size,
         train_epochs=protocol.epochs,
         eval_mb_size=EVAL_BATCH,

@@ -31,6 +31,8 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         statistics_collate: as `train_collate`, with a separate random stream, for passes over the training
             images that must not change the training.
         order: random stream of the order of the training images.
+        drop_last: whether the last batch of an epoch is left out if it is smaller than the others; a data
+            set smaller than a batch is one batch all the same.
         precision: "fp32", or "bf16" for autocast in the forward pass (weights stay in fp32).
         settings: passed on to Avalanche.
     """
@@ -43,6 +45,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         statistics_collate: Collate,
         order: torch.Generator,
         precision: str,
+        drop_last: bool = False,
         **settings: Any,
     ) -> None:
         with warnings.catch_warnings():  # Avalanche's metrics and loggers are not used
@@ -50,7 +53,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
             super().__init__(evaluator=None, **settings)
         self.train_collate, self.eval_collate = train_collate, eval_collate
         self.statistics_collate = statistics_collate
-        self.order, self.precision = order, precision
+        self.order, self.precision, self.drop_last = order, precision, drop_last
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed-precision context of every pass through the model."""
@@ -75,6 +78,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
             self.adapted_dataset,
             batch_size=self.train_mb_size,
             shuffle=True,
+            drop_last=self.drop_last and len(self.adapted_dataset) >= self.train_mb_size,
             generator=self.order,
             collate_fn=self.train_collate,
         )

@@ -12,8 +12,10 @@ import torch
 from pydantic_core import to_jsonable_python
 
 from bench.benchmarks.base import Benchmark
+from bench.benchmarks.splits import ORDERS, listed_order
 from bench.cell import backbone
 from bench.cell.inputs import Inputs
+from bench.cell.steps import small_batches
 from bench.options import read_options
 from bench.record import Record
 from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
@@ -30,10 +32,16 @@ NO_PLACES: Mapping[str, str] = {}
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell; `missing` is the reason why it cannot be run on this machine, if there is one."""
+    """A cell that is planned.
+
+    Attributes:
+        missing: the reason why it cannot be run on this machine, if there is one.
+        caution: what a user should know of its training before it starts, if there is anything.
+    """
 
     cell: Cell
     missing: str | None = None
+    caution: str | None = None
 
 
 def plan(settings: Settings, device: Device, inputs: Inputs, *, skip_missing: bool) -> list[PlannedCell]:
@@ -52,7 +60,7 @@ def plan(settings: Settings, device: Device, inputs: Inputs, *, skip_missing: bo
         for seed in settings.seeds
         for method in settings.methods
     )
-    planned = [_planned(cell, inputs, skip_missing) for cell in outlines]
+    planned = [_planned(cell, inputs, _order_file(settings), skip_missing) for cell in outlines]
     _refuse_duplicates(planned)
     return planned
 
@@ -68,9 +76,10 @@ def _refuse_duplicates(planned: Sequence[PlannedCell]) -> None:
         )
 
 
-def _planned(outline: Cell, inputs: Inputs, skip_missing: bool) -> PlannedCell:
+def _planned(outline: Cell, inputs: Inputs, order_file: Path | None, skip_missing: bool) -> PlannedCell:
     try:
-        return PlannedCell(_completed(outline, inputs))
+        cell = _completed(outline, inputs, order_file)
+        return PlannedCell(cell, caution=small_batches(cell, inputs))
     except MissingError as error:
         if not skip_missing:
             raise
@@ -135,8 +144,10 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-def _completed(cell: Cell, inputs: Inputs) -> Cell:
+def _completed(cell: Cell, inputs: Inputs, order_file: Path | None) -> Cell:
     """Add the fields that depend on data and weights: the split, the class order, the hashes."""
+    if cell.protocol.class_order == "listed":
+        cell = cell.model_copy(update={"class_order": _listed(cell, inputs, order_file)})
     split, weights = inputs.split(cell), inputs.backbone(cell)
     inputs.check_backbone(cell)
     return cell.model_copy(
@@ -148,6 +159,21 @@ def _completed(cell: Cell, inputs: Inputs) -> Cell:
             "backbone_sha256": weights.sha256,
         }
     )
+
+
+def _listed(cell: Cell, inputs: Inputs, order_file: Path | None) -> tuple[int, ...]:
+    if order_file is None:
+        raise UsageError(
+            "protocol.class_order=listed needs the list: give --class-order FILE, a text file with one class "
+            "name per line"
+        )
+    return listed_order(inputs.dataset(cell).classes, order_file, cell.seed)
+
+
+def _order_file(settings: Settings) -> Path | None:
+    """The file that `--class-order` names, unless it names a rule."""
+    named = settings.class_order
+    return None if named is None or named in ORDERS else Path(named)
 
 
 def protocol_of(settings: Settings, benchmark: Benchmark[Any], method_class: Any) -> Protocol:
@@ -164,7 +190,8 @@ def protocol_of(settings: Settings, benchmark: Benchmark[Any], method_class: Any
     if settings.protocol == "paper":
         values |= PAPER
         values |= _scaled(method_class.paper(benchmark.name), scale.epochs, benchmark.scales["full"].epochs)
-    requested = {"backbone": settings.backbone, "image_size": settings.image_size}
+    order = "listed" if _order_file(settings) else settings.class_order
+    requested = {"backbone": settings.backbone, "image_size": settings.image_size, "class_order": order}
     values |= {name: value for name, value in requested.items() if value is not None}
     return make_protocol(values | settings.protocol_options)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bench.options import parse_value, split_list, unquote
 from bench.spec import (
+    ADDED,
     Cell,
     Choice,
     Component,
@@ -142,6 +143,8 @@ CHANGES = {
             "schedule": "coda",
             "head_init": "default",
             "backbone": "c",
+            "drop_last": True,
+            "class_order": "identity",
         }.items()
     },
 }
@@ -168,6 +171,14 @@ def test_an_option_that_is_a_place_counts_as_one_that_is_not_set():
     plain = {"benchmark": Component(name="cifar100", label="cifar100", options={"split": None})}
     listed = {"benchmark": Component(name="cifar100", label="cifar100:split=a", options={"split": "a"})}
     assert cell(**listed, places=("split",)).id == cell(**plain).id  # but for the hash of the split
+
+
+def test_a_field_that_came_later_is_written_only_where_it_differs_from_what_was_before():
+    written = Protocol(**PROTOCOL).model_dump(mode="json")
+    assert not ADDED.keys() & written.keys()
+    assert Protocol(**PROTOCOL, **ADDED) == Protocol.model_validate(written)
+    changed = Protocol(**PROTOCOL, drop_last=True).model_dump(mode="json")
+    assert changed == {**written, "drop_last": True}
 
 
 def test_a_label_is_not_identity_and_the_folder_name_is_readable():

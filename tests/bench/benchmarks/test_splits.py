@@ -14,7 +14,9 @@ from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import (
     class_order,
     hold_out,
+    listed_order,
     make_split,
+    own_order,
     split_by_rows,
     split_from_csv,
     stratified,
@@ -45,6 +47,56 @@ def dataset_of(train: list[int], test: list[int]) -> Dataset:
 
 
 some_counts = st.lists(st.integers(2, 30), min_size=1, max_size=8)
+
+
+CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_own_order_is_that_of_every_seed() -> None:
+    assert {own_order(6, seed) for seed in range(5)} == {tuple(range(6))}
+    assert {class_order(6, seed) for seed in range(5)} > {tuple(range(6))}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_listed_order_is_the_seeds_rule_on_the_lines_of_the_file(seed: int, tmp_path: Path) -> None:
+    names = ("fox", "ant", "elk", "bee", "dog", "cat")
+    path = write(tmp_path / "order.txt", "\ufeff" + "\n".join(names) + "\n\n")
+    order = listed_order(CLASSES, path, seed)
+    assert [CLASSES[number] for number in order] == [names[line] for line in class_order(6, seed)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (("ant", "bee", "cat", "dog", "elk"), "5 lines; unknown: none; missing: fox; twice: none"),
+        ((*CLASSES, "gnu"), "unknown: gnu; missing: none"),
+        ((*CLASSES, "ant"), "twice: ant"),
+    ],
+)
+def test_a_list_that_is_no_order_is_answered(lines: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        listed_order(CLASSES, write(tmp_path / "order.txt", "\n".join(lines)), 0)
+
+
+def test_an_absent_or_unreadable_list_is_answered(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="legal for --class-order: seeded, identity"):
+        listed_order(CLASSES, tmp_path / "alphabetical", 0)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        listed_order(CLASSES, tmp_path / "binary", 0)
+
+
+def test_a_split_follows_the_order_that_it_is_given() -> None:
+    dataset, order = dataset_of([2] * 6, [1] * 6), (5, 3, 1, 0, 2, 4)
+    by_seed = make_split(dataset, tasks=2, seed=1, scale=ALL, eval_on="test")
+    split = make_split(dataset, tasks=2, seed=1, scale=ALL, eval_on="test", order=order)
+    assert split.class_order == order != by_seed.class_order
+    assert split.sha256 == by_seed.sha256
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,20 @@ from bench.cell.strategy import (
     cosine,
 )
 from bench.cell.stream import experiences, union
+from bench.probes.training import PhaseTimer
 from methods.finetune import Finetune
 from tests.bench.conftest import arrays
 from tests.conftest import tiny_vit
 
 
 def make(
-    precision: str = "fp32", *plugins, epochs: int = 2, model=None, method=None, batch: int = 8
+    precision: str = "fp32",
+    *plugins,
+    epochs: int = 2,
+    model=None,
+    method=None,
+    batch: int = 8,
+    drop_last: bool = False,
 ) -> Strategy:
     model = model or tiny_vit()
     method = method or Finetune()
@@ -40,6 +47,7 @@ def make(
         statistics_collate=collate,
         order=torch.Generator().manual_seed(0),
         precision=precision,
+        drop_last=drop_last,
         train_mb_size=batch,
         train_epochs=epochs,
         eval_mb_size=64,
@@ -83,6 +91,26 @@ def test_every_experience_starts_again_at_the_methods_own_rate():
     steps = 2 * math.ceil(16 / 8)
     expected = [5e-3 * cosine(step, steps // 2, 2) for step in range(steps)]
     assert recorder.rates == pytest.approx(expected * 3)
+
+
+@pytest.mark.parametrize(("batch", "drop_last", "steps"), [(6, False, 3), (6, True, 2), (8, True, 2)])
+def test_a_dropped_batch_is_no_step_of_schedule_progress_or_cost(batch, drop_last, steps):
+    """Two epochs of 16 images."""
+    rates, timer, shares = Rates(), PhaseTimer(), []
+    reporter = ProgressReporter(lambda update: shares.append(update.share), 1, every=0.0)
+    plugins = (Schedule(SCHEDULES["cosine"]), rates, timer, reporter)
+    strategy = make("fp32", *plugins, batch=batch, drop_last=drop_last)
+    strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+    assert rates.rates == pytest.approx([5e-3 * cosine(step, steps, 2) for step in range(2 * steps)])
+    assert timer.images == 2 * (min(steps * batch, 16))
+    assert shares[1:] == pytest.approx([(step + 1) / (2 * steps) for step in range(2 * steps)])
+
+
+def test_a_task_smaller_than_a_batch_is_trained_on_as_one():
+    rates, timer = Rates(), PhaseTimer()
+    strategy = make("fp32", rates, timer, batch=17, drop_last=True)
+    strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+    assert (len(rates.rates), timer.images) == (2, 32)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 
 from bench.benchmarks import BENCHMARKS
+from bench.benchmarks.splits import class_order
 from bench.cell.inputs import Inputs
 from bench.grid.plan import protocol_of, resolve_device
 from bench.spec import Cell, settings_from
@@ -100,6 +102,65 @@ def test_a_scale_shortens_a_recipe_as_it_shortens_the_benchmark(
     published = method_class.paper(benchmark).get("epochs", scales["full"].epochs)
     assert protocol.epochs == math.ceil(Fraction(published) * scales[scale].epochs / scales["full"].epochs)
     assert protocol.epochs >= 1
+
+
+#: What the official code does, where it differs from the common protocol; docs/protocols.md has the files.
+OFFICIAL = {
+    "l2p": {"drop_last": True, "class_order": "identity"},
+    "dualprompt": {"drop_last": True, "class_order": "identity"},
+    "coda-prompt": {"drop_last": True},
+    "inflora": {"class_order": "identity"},
+    "duallora": {"class_order": "identity"},
+}
+COMMON = {"drop_last": False, "class_order": "seeded"}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_recipe_drops_batches_and_orders_classes_as_the_official_code(method: str) -> None:
+    opened = BENCHMARKS["cifar100"].load()
+    benchmark = opened(opened.Options())
+    for protocol, expected in (("paper", COMMON | OFFICIAL.get(method, {})), ("common", COMMON)):
+        settings = settings_from({"methods": [method], "benchmarks": ["cifar100"], "protocol": protocol})
+        fields = protocol_of(settings, benchmark, METHODS[method].load())
+        assert {name: getattr(fields, name) for name in COMMON} == expected
+
+
+def test_the_own_order_is_kept_for_every_seed_and_seeds_still_differ(inputs: Inputs) -> None:
+    planned = [item.cell for item in cells(inputs, "inflora", seeds=[0, 1, 2], protocol="paper")]
+    assert {cell.class_order for cell in planned} == {tuple(range(10))}
+    assert len({cell.id for cell in planned}) == 3
+    seeded = [item.cell for item in cells(inputs, "inflora", seeds=[0, 1], class_order="seeded")]
+    assert [cell.class_order == tuple(range(10)) for cell in seeded] == [True, False]
+
+
+def test_the_commands_class_order_wins_over_the_recipe(inputs: Inputs) -> None:
+    (item,) = cells(inputs, "inflora", seeds=[1], protocol="paper", class_order="seeded")
+    assert item.cell.class_order == class_order(10, 1)
+    (item,) = cells(inputs, "finetune", seeds=[1], class_order="identity")
+    assert item.cell.class_order == tuple(range(10))
+
+
+def test_a_listed_order_is_in_the_cell_so_that_no_worker_needs_the_file(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    path = tmp_path / "order.txt"
+    path.write_text("\n".join("9876543210"))
+    (item,) = cells(inputs, "finetune", class_order=str(path))
+    path.unlink()
+    assert item.cell.class_order == tuple(range(9, -1, -1))
+    assert inputs.split(item.cell).class_order == item.cell.class_order
+    assert item.cell.id != cells(inputs, "finetune")[0].cell.id
+    with pytest.raises(UsageError, match="needs the list: give --class-order FILE"):
+        cells(inputs, "finetune", protocol_options={"class_order": "listed"})
+
+
+def test_the_plan_says_where_a_task_is_smaller_than_a_batch(inputs: Inputs) -> None:
+    small = {"protocol": "paper", "scale": "smoke"}
+    (planned,) = cells(inputs, "coda-prompt", **small)
+    assert planned.caution is not None
+    assert planned.caution.startswith("5 of 5 tasks have fewer training images than a batch of 128")
+    (enough,) = cells(inputs, "coda-prompt", **small, protocol_options={"batch_size": 8})
+    assert enough.caution is None
 
 
 def test_epochs_of_the_command_are_not_scaled(rows_of: Rows, no_network: None) -> None:

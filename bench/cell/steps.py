@@ -1,0 +1,41 @@
+"""The number of training images of each task, and what dropping small batches means for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bench.benchmarks.base import Dataset
+from bench.benchmarks.splits import Split
+from bench.cell.inputs import Inputs
+from bench.spec import Cell
+from methods.registry import METHODS
+
+
+def images_per_task(dataset: Dataset, split: Split) -> list[int]:
+    """The number of training images of each task, in the order learnt."""
+    by_class = np.bincount(dataset.train.labels[split.train_rows], minlength=len(dataset.classes))
+    ends = np.cumsum(split.task_sizes)[:-1]
+    return [int(counts.sum()) for counts in np.split(by_class[list(split.class_order)], ends)]
+
+
+def small_batches(cell: Cell, inputs: Inputs) -> str | None:
+    """A sentence about tasks that dropping the last, smaller batch would leave without any; None without."""
+    if not cell.protocol.drop_last:
+        return None
+    images = images_per_task(inputs.dataset(cell), inputs.split(cell))
+    if METHODS[cell.method.name].load().trains_jointly:
+        images = [sum(images)]
+    return _sentence(images, cell.protocol.batch_size)
+
+
+def _sentence(images: Sequence[int], batch: int) -> str | None:
+    small = [count for count in images if count < batch]
+    if not small:
+        return None
+    return (
+        f"{len(small)} of {len(images)} tasks have fewer training images than a batch of {batch} (the "
+        f"smallest has {min(small)}): each epoch of these is one smaller batch, which drop_last does not "
+        "leave out; a smaller protocol.batch_size or a larger scale gives more steps"
+    )

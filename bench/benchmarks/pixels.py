@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from methods.errors import UsageError, abbreviate
 
@@ -21,12 +23,27 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
     BoolArray = NDArray[np.bool_]
     UInt8Array = NDArray[np.uint8]
     Int64Array = NDArray[np.int64]
 
-DECODER = "exif-rgb-bicubic-fit 1"
+DECODER = "exif-rgb-bicubic-fit 2"
+
+ORIENTATION = 0x0112  # tag of EXIF
+#: Orientation -> what makes the image upright, a name of `PIL.Image.Transpose`.
+TURNS: Mapping[Any, str] = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 CHUNK = 256  # images decoded ahead of the writer: bounds the memory used where the disk is slow
 
 
@@ -92,7 +109,8 @@ def _resized(images: UInt8Array, size: int) -> UInt8Array:
 def square(path: Path, size: int) -> UInt8Array:
     """One image file as (size, size, 3) uint8 RGB: upright, short side = `size`, central square.
 
-    Bicubic and antialiased. Transparency is dropped, as torchvision's loader does.
+    Bicubic and antialiased. Transparency is dropped, as torchvision's loader does; of several frames the
+    first is read. Of the metadata only the orientation is, and broken metadata cost no image.
 
     Raises:
         ValueError: for more than 8 bits per channel, which a conversion to RGB would clip.
@@ -101,11 +119,69 @@ def square(path: Path, size: int) -> UInt8Array:
     import numpy as np
     from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
+    try:
+        upright = _upright(path)
+    except Exception:  # a PNG is refused as a whole for a text that is damaged or long
+        if (pixels_only := without_metadata(path.read_bytes())) is None:
+            raise
+        upright = _upright(io.BytesIO(pixels_only))
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+
+
+def _upright(file: Path | BinaryIO) -> Image.Image:
+    """The first frame in RGB, turned as its orientation says."""
+    from PIL import Image
+
+    with Image.open(file) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode}: more than 8 bits per channel; convert it to 8 bits")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+        image.load()
+        turn = _turn(image)
+        return (image if turn is None else image.transpose(Image.Transpose[turn])).convert("RGB")
+
+
+def _turn(image: Image.Image) -> str | None:
+    """What makes the image upright, by EXIF or by XMP; None where these say nothing that can be read."""
+    for read in (lambda: image.getexif().get(ORIENTATION), lambda: _tag(image.info["exif"])):
+        with suppress(Exception):  # metadata can be broken in every way, and the pixels be whole
+            if turn := TURNS.get(read()):
+                return turn
+    return None
+
+
+def _tag(exif: bytes) -> int | None:
+    """The orientation, found in the list of tags by itself: Pillow stops at a broken tag before it.
+
+    Raises:
+        struct.error and others: if the list is broken, too.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+        if (tag, kind) == (ORIENTATION, 3):  # 3: a number of 16 bits, in the entry itself
+            return int(value)
+    return None
+
+
+def without_metadata(content: bytes) -> bytes | None:
+    """A PNG with only those chunks that its pixels and its orientation come from; None for another format.
+
+    A chunk is its length, its type, the content and a checksum of the two (PNG specification, section 5.3).
+    """
+    if not content.startswith(PNG):
+        return None
+    kept, start = [PNG], len(PNG)
+    while start + 8 <= len(content):
+        length, name = struct.unpack_from(">I4s", content, start)
+        chunk = content[start : start + 12 + length]
+        intact = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        if name in PNG_PIXELS or (name == b"eXIf" and intact):
+            kept.append(chunk)
+        start += 12 + length
+    return b"".join(kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,16 +296,15 @@ def decoded(
 
 def _attempt(read_square: Callable[[Path, int], UInt8Array], size: int) -> Callable[[Path], UInt8Array | str]:
     """A function that decodes a file, and returns the reason where that fails."""
-    from PIL import Image, UnidentifiedImageError
-
-    unreadable = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+    from PIL import UnidentifiedImageError
 
     def attempt(path: Path) -> UInt8Array | str:
         try:
             return read_square(path, size)
-        except (*unreadable, Image.DecompressionBombError) as error:
-            # Pillow's message for an unknown format repeats the path
-            return "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        except UnidentifiedImageError:  # Pillow's message repeats the path
+            return "not an image" if path.stat().st_size else "an empty file"
+        except Exception as error:  # a decoder of a damaged file may raise anything
+            return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
     return attempt
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +65,98 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     upright = square(saved(tmp_path / "x.png", Image.fromarray(left_white), exif=exif), 8)
     assert upright[0].min() == 255
     assert upright[-1].max() == 0
+
+
+def tag(number: int, kind: int, count: int, value: bytes) -> bytes:
+    """An entry of EXIF: kind 2 is a text, 3 a number of 16 bits, 11 and 12 are floats."""
+    return struct.pack("<HHI", number, kind, count) + value.ljust(4, b"\0")
+
+
+TURNED = tag(0x0112, 3, 1, b"\6")
+SOFTWARE, MAKE = 0x0131, 0x010F
+BROKEN_EXIF = {
+    "a float where a text should be": [TURNED, tag(SOFTWARE, 11, 1, struct.pack("<f", 1.5))],
+    "a value beyond the end, after the orientation": [TURNED, tag(SOFTWARE, 2, 100, b"\xff\xff")],
+    "a value beyond the end, before the orientation": [tag(MAKE, 12, 1, b"\xff\xff"), TURNED],
+    "a folder of itself": [TURNED, tag(0x8825, 4, 1, b"\x08")],
+}
+
+
+def exif(tags: list[bytes]) -> bytes:
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("tags", BROKEN_EXIF.values(), ids=BROKEN_EXIF)
+def test_the_orientation_is_read_whatever_else_is_in_the_metadata(
+    tags: list[bytes], suffix: str, tmp_path: Path
+) -> None:
+    left_white = np.zeros((16, 16, 3), np.uint8)
+    left_white[:, :8] = 255
+    upright = square(saved(tmp_path / f"x.{suffix}", Image.fromarray(left_white), exif=exif(tags)), 16)
+    assert upright[:6].min() > 200
+    assert upright[-6:].max() < 50
+
+
+NO_ORIENTATION = {
+    "garbage": b"Exif\0\0garbage",
+    "empty": b"Exif\0\0",
+    "of no legal value": exif([tag(0x0112, 3, 1, b"\x63")]),
+    "a text": exif([tag(0x0112, 2, 4, b"six")]),
+    "more tags than there are": exif([])[:14] + b"\xff\xff",
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("content", NO_ORIENTATION.values(), ids=NO_ORIENTATION)
+def test_an_image_whose_metadata_say_nothing_is_upright(content: bytes, suffix: str, tmp_path: Path) -> None:
+    top_white = np.zeros((16, 16, 3), np.uint8)
+    top_white[:8] = 255
+    upright = square(saved(tmp_path / f"x.{suffix}", Image.fromarray(top_white), exif=content), 16)
+    assert upright[:6].min() > 200
+    assert upright[-6:].max() < 50
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+CHUNKS = {
+    "a long text": chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(3_000_000))),
+    "a text with a wrong checksum": chunk(b"tEXt", b"key\0value")[:-1] + b"?",
+    "a size that is cut short": chunk(b"pHYs", b"\0"),
+    "a long profile": chunk(b"iCCP", b"key\0\0" + zlib.compress(bytes(3_000_000))),
+}
+
+
+@pytest.mark.parametrize("extra", CHUNKS.values(), ids=CHUNKS)
+def test_a_png_is_read_whatever_is_in_its_metadata(extra: bytes, tmp_path: Path, picture: Picture) -> None:
+    path = picture(tmp_path / "x.png", size=(8, 8))
+    original, content = square(path, 8), path.read_bytes()
+    path.write_bytes(content[:33] + extra + content[33:])  # after the header
+    assert np.array_equal(square(path, 8), original)
+
+
+def test_pixels_that_are_damaged_are_refused_whatever_the_metadata(tmp_path: Path, picture: Picture) -> None:
+    path = picture(tmp_path / "x.png", size=(40, 40))
+    content = path.read_bytes()
+    path.write_bytes(content[:33] + CHUNKS["a long text"] + content[33 : len(content) // 2])
+    with pytest.raises(OSError, match="truncated"):
+        square(path, 8)
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("no such tag"), KeyError(7), RecursionError(), MemoryError()]
+)
+def test_whatever_a_decoder_raises_names_its_file(error: Exception, files: FilePixels) -> None:
+    def read_square(path: Path, size: int) -> np.ndarray:
+        if path.name == "1.png":
+            raise error
+        return square(path, size)
+
+    with pytest.raises(UsageError, match=rf"1 of 3 images .*\n.*1\.png \({type(error).__name__}"):
+        FilePixels(files.paths, files.cache, read_square).decode(4)
 
 
 @pytest.mark.parametrize("size", [(12, 4), (4, 12)])

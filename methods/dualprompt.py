@@ -166,10 +166,10 @@ class DualPrompt(PoolMethod[DualPromptHyper]):
 
     @classmethod
     def paper_options(cls, benchmark: str) -> dict[str, object]:
-        """configs/cifar100_dualprompt.py, configs/imr_dualprompt.py; rates scaled in train_continual.py."""
+        """configs/cifar100_dualprompt.py, configs/imr_dualprompt.py; rate, clipping: train_continual.py."""
         if benchmark == "imagenet-r":
-            return {"lr": 0.005 * BATCH / 256, "expert_length": 20}
-        return {"lr": 0.03 * BATCH / 256}
+            return {"lr": 0.005 * BATCH / 256, "expert_length": 20, "clip_over": "all"}
+        return {"lr": 0.03 * BATCH / 256, "clip_over": "all"}
 
     def make_prompter(self, model: VisionTransformer) -> Experts:
         return Experts(model, self.hyper)

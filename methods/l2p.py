@@ -116,8 +116,9 @@ class L2P(PoolMethod[L2PHyper]):
     @classmethod
     def caveats(cls, hyper: L2PHyper) -> tuple[str, ...]:
         if hyper.selection == "sample":
-            return ()
+            return super().caveats(hyper)
         return (
+            *super().caveats(hyper),
             "prompts were chosen by batch (selection=batch): a prediction depends on which images are tested "
             "together, and where those come from few tasks the task identity leaks into it",
         )
@@ -129,7 +130,8 @@ class L2P(PoolMethod[L2PHyper]):
 
     @classmethod
     def paper_options(cls, benchmark: str) -> dict[str, object]:
-        return {"lr": 0.03 * BATCH / 256}  # configs/cifar100_l2p.py, scaled in train_continual.py
+        """configs/cifar100_l2p.py; the rate is scaled in train_continual.py, and the clipping is there."""
+        return {"lr": 0.03 * BATCH / 256, "clip_over": "all"}
 
     def make_prompter(self, model: VisionTransformer) -> PromptPool:
         return PromptPool(model, self.hyper)

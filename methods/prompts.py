@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,8 @@ class Prompter(nn.Module):
         images = inputs[0]
         with eval_no_grad(vit):
             self.query = embed(vit, images).float()
+        # Without it some versions of torch reuse the query's casts, which have no gradient (pytorch#158232).
+        torch.clear_autocast_cache()
         with in_full_precision(images.device.type):  # in bfloat16, keys that are nearly alike become equal
             self.prompt(self.query)
 
@@ -129,6 +131,11 @@ class PoolHyper(Hyper):
         source="the official code, configs/*.py: grad_clip_max_norm",
         gt=0,
     )
+    clip_over: Literal["trainable", "all"] = hyper(
+        "trainable",
+        "whose gradients the norm is taken over: what is trained, or all parameters, frozen ones included",
+        source="ours, no gradient of a frozen weight is needed; all: the official code, train_continual.py",
+    )
     start: float = hyper(
         0.01,
         "prompts and keys start uniformly between 0 and this",
@@ -141,10 +148,47 @@ P = TypeVar("P", bound=PoolHyper)
 
 
 class PoolMethod(PromptMethod[P]):
-    """Base of L2P and DualPrompt: the gradient is clipped before each step."""
+    """Base of L2P and DualPrompt: the gradient is clipped before each step.
+
+    Under clip_over=all the frozen parameters require a gradient from the forward pass of a step to its end,
+    so that their gradients can be measured. The optimiser never holds them, and nothing changes them.
+    """
+
+    def __init__(self, *, head_init: HeadInit = "zero", **options: object) -> None:
+        super().__init__(head_init=head_init, **options)
+        #: The frozen parameters that require a gradient during a step.
+        self.measured: list[nn.Parameter] = []
+
+    @classmethod
+    def caveats(cls, hyper: P) -> tuple[str, ...]:
+        if hyper.clip_over == "trainable":
+            return ()
+        return (
+            "the norm for clipping was taken over the gradients of all parameters (clip_over=all): training "
+            "time and training memory include a backward pass to the weights of the frozen backbone",
+        )
+
+    def before_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
+        self._release()  # a step that an error ended
+        super().before_training_exp(strategy, **kwargs)
+
+    def before_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
+        if self.hyper.clip_over == "all":
+            self._release()
+            self.measured = frozen(strategy.model)
+            for parameter in self.measured:
+                parameter.requires_grad_(True)
 
     def before_update(self, strategy: StrategyLike, **kwargs: object) -> None:
-        clip_gradients(strategy.optimizer, self.hyper.clip)
+        clip_gradients(in_optimizer(strategy.optimizer), self.measured, self.hyper.clip)
+        self._release()
+
+    def _release(self) -> None:
+        """Freeze the measured parameters again and drop their gradients."""
+        for parameter in self.measured:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.measured = []
 
 
 def in_full_precision(device_type: str) -> AbstractContextManager[object]:
@@ -191,9 +235,20 @@ def check_pool(option: str, size: int, experiences: int) -> None:
         )
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Scale the gradients of all parameters of the optimiser so that their common norm is at most `norm`."""
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+def clip_gradients(updated: Sequence[nn.Parameter], measured: Sequence[nn.Parameter], norm: float) -> None:
+    """Scale the gradients of `updated` by min(1, norm / N), N the common norm of those of both lists."""
+    gradients = [p.grad for p in (*updated, *measured) if p.grad is not None]
+    nn.utils.clip_grads_with_norm_(updated, norm, nn.utils.get_total_norm(gradients))
+
+
+def in_optimizer(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters that the optimiser updates."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def frozen(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require no gradient."""
+    return [p for p in model.parameters() if not p.requires_grad]
 
 
 def official(batch_size: int) -> dict[str, object]:

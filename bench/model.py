@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+#: Fields of the protocol that older records do not have -> the value that all cells had before. A field with
+#: this value is not written, so that a cell and its record keep their identity when a field is added.
+ADDED: Mapping[str, Any] = {
+    "drop_last": False,
+    "class_order": "seeded",
+    "gelu": "backbone",
+    "test_batches": "mixed",
+}
 
 
 class FrozenModel(BaseModel):

@@ -19,7 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
-from bench.model import FrozenModel
+from bench.model import ADDED, FrozenModel
 from bench.options import TypedText, as_typed, loads, parse_options, read_options
 from methods.errors import UsageError, describe_validation, one_line, quote, unknown
 from methods.hyper import check_fit
@@ -36,11 +36,6 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 MAX_IMAGE_SIZE = 4096  # beyond it a mistyped size takes all memory before it can be rejected
 MAX_COUNT = 2**31 - 1  # what every library takes
 MAX_SEED = 2**63 - 1
-
-
-#: Fields of the protocol that older records do not have -> the value that all cells had before. A field with
-#: this value is not written, so that a cell and its record keep their identity when a field is added.
-ADDED: Mapping[str, Any] = {"drop_last": False, "class_order": "seeded"}
 
 
 class Protocol(FrozenModel):
@@ -63,6 +58,12 @@ class Protocol(FrozenModel):
     drop_last: bool = Field(False, description="leave out the last, smaller batch of an epoch")
     class_order: Literal["seeded", "identity", "listed"] = Field(
         "seeded", description="see bench.benchmarks.splits; listed: of the file that --class-order names"
+    )
+    gelu: Literal["backbone", "tanh"] = Field(
+        "backbone", description="the activation as timm builds it, or JAX's approximation by tanh"
+    )
+    test_batches: Literal["mixed", "task"] = Field(
+        "mixed", description="whether a batch of test images is of all tasks seen, or of one"
     )
 
     @model_serializer(mode="wrap")

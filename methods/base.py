@@ -112,6 +112,15 @@ class Method(Plugin, Generic[H]):
         return ()
 
     @classmethod
+    def batch_group(cls, hyper: H) -> int | None:
+        """How many consecutive images of a batch decide together on their logits.
+
+        None, as it should be: an image's logits depend on no other image. Where it is a number, `caveats` has
+        to say so, and evaluation batches are whole multiples of it.
+        """
+        return None
+
+    @classmethod
     def paper(cls, benchmark: str) -> Mapping[str, object]:
         """The published recipe on `benchmark`: the fields of the protocol that `--protocol paper` sets."""
         return {}

@@ -9,7 +9,7 @@ Follows the official code (google-research/l2p): an expert starts from the one b
 the loss *subtracts* the similarity. Keys and values are indexed by a separate dimension; the widespread port
 of this method uses a reshape in its place, which mixes them within a batch. One difference: the keys of
 experiences to come do not exist here, whereas in the official code test images can match their random initial
-values.
+values. The code's configuration for CIFAR-100 has test images vote on their expert: selection=batch.
 
 Shapes: B images, D width, G and E blocks with the general and the expert prompts, L keys and as many values.
 """
@@ -35,6 +35,7 @@ from methods.prompts import (
     cosine_similarity,
     official,
     prefixes,
+    shared_choices,
     uniform,
 )
 from methods.registry import register
@@ -72,6 +73,13 @@ class DualPromptHyper(PoolHyper):
         ge=1,
     )
     pull: float = hyper(1.0, "weight of the pull of a key towards queries", source=CODE, ge=0)
+    vote_size: int = hyper(
+        24,
+        "consecutive images of a test batch that share an expert under selection=batch",
+        source=CODE + ": per_device_batch_size, the vote is on each device",
+        unit="images",
+        ge=1,
+    )
 
 
 class Experts(Prompter):
@@ -122,8 +130,9 @@ class Experts(Prompter):
         return expert[:, :, None]
 
     def _matched(self, query: Tensor) -> Tensor:
-        """The prompts (E, 2, B, L, D) that `select` chooses for the queries (B, D)."""
-        self.selected = self.select(query, torch.stack(list(self.keys)))
+        """The prompts (E, 2, B, L, D) that `select` chooses for the queries (B, D), or a vote on these."""
+        chosen = self.select(query, torch.stack(list(self.keys)))
+        self.selected = shared_choices(chosen[:, None], self.hyper)[:, 0]
         return torch.stack(list(self.experts), 2)[:, :, self.selected]
 
     def penalty(self) -> Tensor:
@@ -155,21 +164,24 @@ class DualPrompt(PoolMethod[DualPromptHyper]):
 
     @classmethod
     def check(cls, hyper: DualPromptHyper, experiences: int) -> None:
-        """Refuse more experiences than there are expert prompts."""
+        """Refuse more experiences than there are expert prompts, and a size of a vote that is not held."""
+        super().check(hyper, experiences)
         check_pool("dualprompt.pool_size", hyper.pool_size, experiences)
 
     @classmethod
     def paper(cls, benchmark: str) -> dict[str, object]:
-        """The official configurations for CIFAR-100 and ImageNet-R."""
+        """The official configurations for CIFAR-100 and ImageNet-R; elsewhere that for CIFAR-100."""
         epochs = {"cifar100": 5, "imagenet-r": 50}
-        return official(BATCH) | ({"epochs": epochs[benchmark]} if benchmark in epochs else {})
+        test_batches = "mixed" if benchmark == "imagenet-r" else "task"
+        recipe = official(BATCH) | {"test_batches": test_batches}
+        return recipe | ({"epochs": epochs[benchmark]} if benchmark in epochs else {})
 
     @classmethod
     def paper_options(cls, benchmark: str) -> dict[str, object]:
         """configs/cifar100_dualprompt.py, configs/imr_dualprompt.py; rate, clipping: train_continual.py."""
         if benchmark == "imagenet-r":
             return {"lr": 0.005 * BATCH / 256, "expert_length": 20, "clip_over": "all"}
-        return {"lr": 0.03 * BATCH / 256, "clip_over": "all"}
+        return {"lr": 0.03 * BATCH / 256, "selection": "batch", "clip_over": "all"}
 
     def make_prompter(self, model: VisionTransformer) -> Experts:
         return Experts(model, self.hyper)

@@ -5,15 +5,16 @@ classified by the mean of their outputs (section 4.3). A term of the loss pulls 
 query (equation 5). Prompts and keys are shared by all experiences; nothing protects them.
 
 Follows the official code (google-research/l2p): the tokens have no position embedding, and the loss
-*subtracts* the similarities, summed over an image's keys and averaged over the batch. The code's
-configuration for CIFAR-100 differs from the paper in length=10, top_k=4, pull=1.0, selection=batch.
+*subtracts* the similarities, summed over an image's keys and averaged over the batch. The defaults are the
+paper's numbers; --protocol paper is the code's configuration for CIFAR-100, which differs from them in
+length=10, top_k=4, pull=1.0, selection=batch.
 
 Shapes: B images, D width, M prompts of L tokens, k prompts per image.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,15 @@ from torch import Tensor
 
 from methods.errors import UsageError
 from methods.hyper import STRICT, hyper
-from methods.prompts import PoolHyper, PoolMethod, Prompter, cosine_similarity, official, uniform
+from methods.prompts import (
+    PoolHyper,
+    PoolMethod,
+    Prompter,
+    cosine_similarity,
+    official,
+    shared_choices,
+    uniform,
+)
 from methods.registry import register
 from methods.vit import InputTokens
 
@@ -50,11 +59,6 @@ class L2PHyper(PoolHyper):
     pull: float = hyper(
         0.5, "weight of the pull of keys towards queries", source=PAPER + "; 1.0: " + CODE, ge=0
     )
-    selection: Literal["sample", "batch"] = hyper(
-        "sample",
-        "whether each image gets its own prompts, or a batch shares those that most of its images select",
-        source="sample: L2P, equation 3; batch: " + CODE + ": batchwise_prompt",
-    )
 
 
 class PromptPool(Prompter):
@@ -74,7 +78,7 @@ class PromptPool(Prompter):
 
     def prompt(self, query: Tensor) -> None:
         nearest = cosine_similarity(query, self.keys.detach()).topk(self.hyper.top_k).indices
-        self.selected = most_frequent(nearest) if self.hyper.selection == "batch" else nearest
+        self.selected = shared_choices(nearest, self.hyper)
         tokens = F.embedding(self.selected, self.prompts.flatten(1))
         self.tokens.prompt = tokens.view(len(query), -1, self.prompts.shape[2])
 
@@ -89,12 +93,6 @@ class PromptPool(Prompter):
         return F.one_hot(self.selected, len(self.keys)).sum(1).float()
 
 
-def most_frequent(indices: Tensor) -> Tensor:
-    """For every row of the indices (B, k), the k indices that most rows have; of equals, the smaller one."""
-    counts = torch.bincount(indices.flatten())
-    return counts.argsort(descending=True, stable=True)[: indices.shape[1]].expand_as(indices)
-
-
 @register("l2p")
 class L2P(PoolMethod[L2PHyper]):
     """Trains a shared pool of input prompts; every image gets those whose keys are nearest to its query."""
@@ -107,31 +105,30 @@ class L2P(PoolMethod[L2PHyper]):
 
     @classmethod
     def check(cls, hyper: L2PHyper, experiences: int) -> None:
-        """Refuse more prompts per image than there are in the pool."""
+        """Refuse more prompts per image than there are in the pool, and a size of a vote that is not held."""
+        super().check(hyper, experiences)
         if hyper.top_k > hyper.pool_size:
             raise UsageError(
                 f"l2p.top_k is {hyper.top_k}; legal: at most l2p.pool_size, which is {hyper.pool_size}"
             )
 
     @classmethod
-    def caveats(cls, hyper: L2PHyper) -> tuple[str, ...]:
-        if hyper.selection == "sample":
-            return super().caveats(hyper)
-        return (
-            *super().caveats(hyper),
-            "prompts were chosen by batch (selection=batch): a prediction depends on which images are tested "
-            "together, and where those come from few tasks the task identity leaks into it",
-        )
-
-    @classmethod
     def paper(cls, benchmark: str) -> dict[str, object]:
         """The official configuration; there is one for CIFAR-100 and none for ImageNet-R."""
-        return official(BATCH) | ({"epochs": 5} if benchmark == "cifar100" else {})
+        epochs: dict[str, object] = {"epochs": 5} if benchmark == "cifar100" else {}
+        return official(BATCH) | {"test_batches": "task"} | epochs
 
     @classmethod
     def paper_options(cls, benchmark: str) -> dict[str, object]:
-        """configs/cifar100_l2p.py; the rate is scaled in train_continual.py, and the clipping is there."""
-        return {"lr": 0.03 * BATCH / 256, "clip_over": "all"}
+        """configs/cifar100_l2p.py, whole; the rate is scaled, and the norm taken, in train_continual.py."""
+        return {
+            "lr": 0.03 * BATCH / 256,
+            "length": 10,
+            "top_k": 4,
+            "pull": 1.0,
+            "selection": "batch",
+            "clip_over": "all",
+        }
 
     def make_prompter(self, model: VisionTransformer) -> PromptPool:
         return PromptPool(model, self.hyper)

@@ -136,6 +136,18 @@ class PoolHyper(Hyper):
         "whose gradients the norm is taken over: what is trained, or all parameters, frozen ones included",
         source="ours, no gradient of a frozen weight is needed; all: the official code, train_continual.py",
     )
+    selection: Literal["sample", "batch"] = hyper(
+        "sample",
+        "whether each image gets its own prompts, or images of a batch share those that most of them select",
+        source="sample: L2P, equation 3; batch: the official code, configs/cifar100_*.py: batchwise_prompt",
+    )
+    vote_size: int = hyper(
+        16,
+        "consecutive images of a batch that share prompts under selection=batch",
+        source="the official code, configs/*_l2p.py: per_device_batch_size, the vote is on each device",
+        unit="images",
+        ge=1,
+    )
     start: float = hyper(
         0.01,
         "prompts and keys start uniformly between 0 and this",
@@ -160,13 +172,34 @@ class PoolMethod(PromptMethod[P]):
         self.measured: list[nn.Parameter] = []
 
     @classmethod
+    def check(cls, hyper: P, experiences: int) -> None:
+        """Refuse a changed size of the vote where nothing is voted on."""
+        default = cls.Hyper().vote_size
+        if hyper.selection == "sample" and hyper.vote_size != default:
+            raise UsageError(
+                f"{cls.name}.vote_size is {hyper.vote_size}, but {cls.name}.selection=sample does not use "
+                f"it; leave it out, or set {cls.name}.selection=batch"
+            )
+
+    @classmethod
+    def batch_group(cls, hyper: P) -> int | None:
+        return hyper.vote_size if hyper.selection == "batch" else None
+
+    @classmethod
     def caveats(cls, hyper: P) -> tuple[str, ...]:
-        if hyper.clip_over == "trainable":
-            return ()
-        return (
-            "the norm for clipping was taken over the gradients of all parameters (clip_over=all): training "
-            "time and training memory include a backward pass to the weights of the frozen backbone",
-        )
+        sentences = []
+        if hyper.clip_over == "all":
+            sentences.append(
+                "the norm for clipping was taken over the gradients of all parameters (clip_over=all): "
+                "training time and training memory include a backward pass to the frozen backbone's weights"
+            )
+        if hyper.selection == "batch":
+            sentences.append(
+                f"prompts were chosen by batch (selection=batch), {hyper.vote_size} images at a time: a "
+                "prediction depends on which images are tested together, and where those come from few tasks "
+                "the task identity leaks into it"
+            )
+        return tuple(sentences)
 
     def before_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         self._release()  # a step that an error ended
@@ -177,6 +210,7 @@ class PoolMethod(PromptMethod[P]):
             self._release()
             self.measured = frozen(strategy.model)
             for parameter in self.measured:
+                parameter.grad = None  # what its last step left, if it was trained in an earlier experience
                 parameter.requires_grad_(True)
 
     def before_update(self, strategy: StrategyLike, **kwargs: object) -> None:
@@ -189,6 +223,25 @@ class PoolMethod(PromptMethod[P]):
             parameter.requires_grad_(False)
             parameter.grad = None
         self.measured = []
+
+
+def shared_choices(choices: Tensor, hyper: PoolHyper) -> Tensor:
+    """The prompts (B, k) that images get, from those that their own queries select."""
+    return vote(choices, hyper.vote_size) if hyper.selection == "batch" else choices
+
+
+def vote(choices: Tensor, size: int) -> Tensor:
+    """For every row of the choices (B, k), the k that most of its group have; a group is `size` rows in turn.
+
+    The last group is smaller where the rows do not divide.
+    """
+    return torch.cat([most_frequent(group) for group in choices.split(size)])
+
+
+def most_frequent(choices: Tensor) -> Tensor:
+    """For every row of the choices (B, k), the k indices that most rows have; of equals, the smaller one."""
+    counts = torch.bincount(choices.flatten())
+    return counts.argsort(descending=True, stable=True)[: choices.shape[1]].expand_as(choices)
 
 
 def in_full_precision(device_type: str) -> AbstractContextManager[object]:
@@ -262,4 +315,5 @@ def official(batch_size: int) -> dict[str, object]:
         "head_init": "zero",  # models/vit.py: the kernel of the head
         "drop_last": True,  # libml/input_pipeline.py: batches are of one size
         "class_order": "identity",  # configs/*.py: continual.rand_seed = -1
+        "gelu": "tanh",  # models/vit.py: nn.gelu, whose default is approximate
     }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from bench.model import ADDED
 from bench.record import Record
 from methods.errors import UsageError
 from reports.ranking import Run
@@ -195,8 +196,9 @@ def _titled(groups: Sequence[Group], benchmark: str) -> Iterator[Group]:
 def distinguish(several: Sequence[Facts]) -> list[str]:
     """For each, the facts in which it differs from the others: "scale quick, epochs 3"; "" if none do."""
     names = in_order({name: None for facts in several for name in facts})
-    differing = [name for name, _ in names if len({facts.get(name) for facts in several}) > 1]
-    return [", ".join(phrase(name, facts.get(name)) for name in differing) for facts in several]
+    whole = [_flat(ADDED) | facts for facts in several]
+    differing = [name for name, _ in names if len({facts.get(name) for facts in whole}) > 1]
+    return [", ".join(phrase(name, facts.get(name)) for name in differing) for facts in whole]
 
 
 def in_order(facts: Facts) -> list[tuple[str, str | None]]:

@@ -26,6 +26,10 @@ MICRO_WEIGHTS = Path(__file__).parents[1] / "weights" / f"{MICRO_NAME}.safetenso
 #: Benchmarks whose training images a backbone was pre-trained on: a cell that uses both is contaminated.
 PRETRAINED_ON = {MICRO_NAME: ("cifar100",)}
 
+#: How the names of weights begin that google-research/vision_transformer trained, in JAX; those of augreg2
+#: were trained further with timm, whose GELU is exact.
+FROM_JAX = ("orig_in", "augreg_in", "sam_in")
+
 RANDOM = "random"
 HUB_FILE = "model.safetensors"
 HUB_SECONDS = 5.0
@@ -76,19 +80,46 @@ def resolve(tag: str, weights: str | None, roots: Sequence[Path]) -> Backbone:
     return Backbone(tag, path, sha256_of(path), mean, std)
 
 
-def build(backbone: Backbone, image_size: int) -> Any:
+def build(backbone: Backbone, image_size: int, gelu: str = "backbone") -> Any:
     """A timm VisionTransformer for square inputs of `image_size`, without a classifier.
 
     timm resamples the position embeddings if the size is not the native one.
 
+    Args:
+        gelu: see `Protocol.gelu`.
+
     Raises:
-        UsageError: if the size does not suit the architecture, or the weights belong to another one.
+        UsageError: if the size or the activation does not suit the architecture, or the weights belong to
+            another one.
     """
     model = _architecture(backbone.tag, image_size)
     _check_size(backbone.tag, model, image_size)
     if backbone.weights is not None:
         _load(model, backbone)
+    if gelu == "tanh":
+        approximate_gelu(backbone.tag, model)
     return model.eval()
+
+
+def approximate_gelu(tag: str, model: Any) -> None:
+    """Have every GELU of `model` computed by tanh, as `flax.linen.gelu` does by default, in place.
+
+    Raises:
+        UsageError: if it has no GELU.
+    """
+    from torch.nn import GELU
+
+    activations = [module for module in model.modules() if isinstance(module, GELU)]
+    if not activations:
+        raise UsageError(f"protocol.gelu is tanh, but {tag} has no GELU; legal for it: backbone")
+    for activation in activations:
+        activation.approximate = "tanh"
+
+
+def is_from_jax(tag: str) -> bool:
+    """Whether the weights were trained in JAX, whose GELU is the approximation by tanh."""
+    _, _, variant = tag.partition(".")
+    return variant.startswith(FROM_JAX)
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench.cell import backbone, checkpoint
+from bench.cell import checkpoint
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import device_name, now
 from bench.cell.progress import Observer, ProgressUpdate
@@ -92,7 +92,7 @@ def latencies(
 def deployed_model(cell: Cell, inputs: Inputs, experiences: int) -> DeployedModel:
     """The cell's model after so many experiences, restored from its checkpoint and merged for inference."""
     seed_everything(cell.seed)  # for random weights
-    model = backbone.build(inputs.backbone(cell), cell.protocol.image_size)
+    model = inputs.build_backbone(cell)
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     saved = checkpoint.load(_checkpoints(cell, inputs.paths)[experiences])
     method.restore(model, method_state(saved))

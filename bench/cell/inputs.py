@@ -117,9 +117,13 @@ class Inputs:
         """Build the backbone once, so that unsuitable weights or sizes are reported before any work is done.
 
         Raises:
-            UsageError: if the weights or the image size do not suit the architecture.
+            UsageError: if the weights, the image size or the activation do not suit the architecture.
         """
-        self._checked(cell.protocol.backbone, cell.protocol.image_size)
+        self._checked(cell.protocol.backbone, cell.protocol.image_size, cell.protocol.gelu)
+
+    def build_backbone(self, cell: Cell) -> Any:
+        """The timm ViT of the cell's protocol, without a classifier: what is trained, and the plain ViT."""
+        return backbone.build(self.backbone(cell), cell.protocol.image_size, cell.protocol.gelu)
 
     def _open_dataset(self, name: str, options: OptionsKey) -> Dataset:
         return self._benchmark(name, options).open(self.paths.roots)
@@ -131,8 +135,8 @@ class Inputs:
     def _find_backbone(self, tag: str) -> Backbone:
         return backbone.resolve(tag, self.paths.weights, self.paths.roots)
 
-    def _build_once(self, tag: str, image_size: int) -> None:
-        backbone.build(self._backbone(tag), image_size)
+    def _build_once(self, tag: str, image_size: int, gelu: str) -> None:
+        backbone.build(self._backbone(tag), image_size, gelu)
 
     def _decode(self, cell: Cell) -> Arrays:
         crop = self.benchmark(cell).eval_crop

@@ -28,6 +28,13 @@ CODE = Path(__file__).resolve().parents[2]
 NUMERICAL_CODE = ("bench/cell", "bench/benchmarks", "bench/probes", "methods")
 
 
+#: The warning where a method whose predictions depend on the batch is tested in batches of one task.
+ONE_TASK = (
+    "every test batch was of one task (test_batches=task), which tells the task to a method that looks at "
+    "batches: the accuracy is not that of class-incremental learning"
+)
+
+
 @dataclass(frozen=True)
 class RunContext:
     """How a command runs its cells.
@@ -85,9 +92,12 @@ def _data_sha256(cell: Cell, inputs: Inputs) -> str | None:
 def _warnings(cell: Cell, inputs: Inputs) -> list[str]:
     """Warnings that qualify the results: of the method as it is set, of the images, and of the backbone."""
     method = METHODS[cell.method.name].load()
-    of_method = method.caveats(make_hyper(cell.method.name, method.Hyper, cell.method.options))
+    hyper = make_hyper(cell.method.name, method.Hyper, cell.method.options)
+    of_method = [*method.caveats(hyper)]
+    if method.batch_group(hyper) is not None and cell.protocol.test_batches == "task":
+        of_method.append(ONE_TASK)
     if cell.backbone_sha256 is None:
-        return list(of_method)
+        return of_method
     return [*of_method, *_notes(cell, inputs), *inputs.backbone(cell).warnings(cell.benchmark.name)]
 
 

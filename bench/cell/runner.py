@@ -19,7 +19,7 @@ from torch import Tensor
 from bench import predictions
 from bench.benchmarks.loading import Arrays
 from bench.benchmarks.splits import Split
-from bench.cell import backbone, checkpoint, resume
+from bench.cell import checkpoint, resume
 from bench.cell.batches import AUGMENTATIONS, Pipeline, clean
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import RunContext, manifest_of, now
@@ -36,7 +36,7 @@ from bench.cell.strategy import (
     Schedule,
     Strategy,
 )
-from bench.cell.stream import experiences, rows_by_task, rows_of_classes, union
+from bench.cell.stream import TEST_BATCHES, SeenImages, experiences, rows_by_task, rows_of_classes
 from bench.costs import Cost, ExperienceCost, PeakMemory
 from bench.predictions import Predictions
 from bench.probes.energy import counter_of
@@ -146,8 +146,9 @@ def train_and_evaluate(
         )
         measurements = resume.resume_from_checkpoint(run, cell, folder, observe) or new
         stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
+        test_batches = TEST_BATCHES[cell.protocol.test_batches]
         for task in range(measurements.experiences, len(stream)):
-            seen = union(arrays.test_x, arrays.test_y, sum(split.task_sizes[: task + 1]))
+            seen = test_batches(arrays.test_x, arrays.test_y, split.task_sizes[: task + 1])
             _run_experience(run, cell, stream[task], seen, memory, measurements, observe)
             if _is_evaluated(run, cell, task):  # before that, a method that trains jointly has learnt nothing
                 save(run, cell, folder, measurements)
@@ -163,7 +164,7 @@ def _run_experience(
     run: CellRun,
     cell: Cell,
     experience: Any,
-    seen: Any,
+    seen: SeenImages,
     memory: PeakMemoryTracker,
     measurements: Measurements,
     observe: Observer,
@@ -176,9 +177,9 @@ def _run_experience(
     if _is_evaluated(run, cell, task):
         observe(ProgressUpdate("evaluating", task + 1, cell.tasks))
         cost = cost.model_copy(
-            update={"eval_seconds": _seconds(run.strategy, lambda: run.strategy.eval([seen]))}
+            update={"eval_seconds": _seconds(run.strategy, lambda: run.strategy.eval(seen.experiences))}
         )
-        predicted, true = run.strategy.predictions()
+        predicted, true = _by_row(run.strategy.predictions(), seen.rows)
         run.predicted[task] = predicted.to(torch.int32)
         row = _row(predicted, true, cell.task_sizes or (), task)
     measurements.correct.append(row)
@@ -201,6 +202,13 @@ def _planned_images(cell: Cell, inputs: Inputs) -> Arrays:
         _check_unchanged(problem, inputs.data_sha256(cell), cell.data_sha256)
     inputs.notes(cell)  # while the files are those that were decoded
     return arrays
+
+
+def _by_row(predictions: tuple[Tensor, Tensor], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Predicted and true labels in the order of the rows that they belong to."""
+    order = torch.tensor(rows).argsort()
+    predicted, true = predictions
+    return predicted[order], true[order]
 
 
 def _check_unchanged(problem: str, actual: str, planned: str | None) -> None:
@@ -266,7 +274,7 @@ def images_like(batch: int, image_size: int, device: torch.device) -> Tensor:
 
 def plain_vit(cell: Cell, inputs: Inputs) -> Any:
     """timm's ViT with a classifier for all classes, on the cell's device: the reference for all costs."""
-    model = backbone.build(inputs.backbone(cell), cell.protocol.image_size)
+    model = inputs.build_backbone(cell)
     model.reset_classifier(len(cell.class_order or ()))
     return model.to(cell.device).eval()
 
@@ -313,7 +321,7 @@ def build_run(cell: Cell, inputs: Inputs, observe: Observer) -> CellRun:
     _check_unchanged(problem, weights.sha256, cell.backbone_sha256)
     pipeline = pipeline_of(cell, inputs)
     seed_everything(cell.seed)  # for random weights
-    model = backbone.build(weights, cell.protocol.image_size).to(pipeline.device)
+    model = inputs.build_backbone(cell).to(pipeline.device)
     seed_everything(cell.seed)  # building may have drawn random numbers; the method starts from the seed
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
@@ -343,11 +351,17 @@ def build_strategy(
         drop_last=protocol.drop_last,
         train_mb_size=protocol.batch_size,
         train_epochs=protocol.epochs,
-        eval_mb_size=EVAL_BATCH,
+        eval_mb_size=eval_batch(method),
         device=pipeline.device,
         plugins=[PhaseTimer(), method, PhaseTimer(), Schedule(SCHEDULES[protocol.schedule]), *plugins],
     )
     return CellRun(strategy, method, streams)
+
+
+def eval_batch(method: Any) -> int:
+    """Images per evaluation batch: `EVAL_BATCH`, or what is nearest below it that has whole groups."""
+    group = method.batch_group(method.hyper) or 1
+    return max(EVAL_BATCH // group, 1) * group
 
 
 def pipeline_of(cell: Cell, inputs: Inputs) -> Pipeline:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,9 +54,49 @@ def experiences(images: Any, labels: Any, task_sizes: Sequence[int]) -> list[Any
     return list(with_classes_timeline(benchmark_from_datasets(train=sets)).train_stream)
 
 
+@dataclass(frozen=True)
+class SeenImages:
+    """The test images of the tasks seen so far, as an evaluation goes through them.
+
+    Attributes:
+        experiences: Avalanche's experiences, one after the other; no batch is of two of them.
+        rows: the row of each image among all test images, in that order.
+    """
+
+    experiences: list[Any]
+    rows: list[int]
+
+
+def mixed(images: Any, labels: Any, task_sizes: Sequence[int]) -> SeenImages:
+    """The test images of the tasks in the order of the data."""
+    n_classes = sum(task_sizes)
+    return SeenImages([union(images, labels, n_classes)], rows_of_classes(labels, n_classes))
+
+
+def task_by_task(images: Any, labels: Any, task_sizes: Sequence[int]) -> SeenImages:
+    """The test images of the first task, those of the second, and so on: no batch has images of two tasks."""
+    by_task: list[list[int]] = [[] for _ in task_sizes]
+    task_of = tasks_of_labels(task_sizes)
+    for row in rows_of_classes(labels, sum(task_sizes)):
+        by_task[task_of[int(labels[row])]].append(row)
+    rows = [row for of_task in by_task for row in of_task]
+    return SeenImages([_experience(images, labels, of_task) for of_task in by_task], rows)
+
+
+#: What a batch of test images is of, by `Protocol.test_batches`.
+TEST_BATCHES: dict[str, Callable[[Any, Any, Sequence[int]], SeenImages]] = {
+    "mixed": mixed,
+    "task": task_by_task,
+}
+
+
 def union(images: Any, labels: Any, n_classes: int) -> Any:
     """One experience with all images of the first `n_classes` classes, for an evaluation."""
-    rows = rows_of_classes(labels, n_classes)
+    return _experience(images, labels, rows_of_classes(labels, n_classes))
+
+
+def _experience(images: Any, labels: Any, rows: Sequence[int]) -> Any:
+    """One experience with the images of these rows, for an evaluation."""
     dataset = as_classification_dataset(RowDataset(torch.from_numpy(images), labels.tolist(), rows))
     return benchmark_from_datasets(test=[dataset]).streams["test"][0]
 

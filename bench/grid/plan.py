@@ -193,7 +193,10 @@ def protocol_of(settings: Settings, benchmark: Benchmark[Any], method_class: Any
     order = "listed" if _order_file(settings) else settings.class_order
     requested = {"backbone": settings.backbone, "image_size": settings.image_size, "class_order": order}
     values |= {name: value for name, value in requested.items() if value is not None}
-    return make_protocol(values | settings.protocol_options)
+    chosen = values | settings.protocol_options
+    if not backbone.is_from_jax(str(chosen["backbone"])) and "gelu" not in settings.protocol_options:
+        chosen.pop("gelu", None)  # the recipe's, for weights that were trained with it
+    return make_protocol(chosen)
 
 
 def _scaled(recipe: Mapping[str, Any], epochs: int, full: int) -> dict[str, Any]:

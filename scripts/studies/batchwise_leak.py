@@ -1,7 +1,7 @@
 """How much predictions depend on the other images of a test batch: one training, four ways to batch.
 
-    .nox/env/bin/python -m scripts.studies.batchwise_leak --methods "l2p,l2p:selection=batch,dualprompt" \\
-        --benchmarks digits --seeds 0 [any option of `python -m bench run`]
+    .nox/env/bin/python -m scripts.studies.batchwise_leak --benchmarks digits --seeds 0 \\
+        --methods "l2p,l2p:selection=batch+vote_size=128,dualprompt" [any option of `python -m bench run`]
 
 Each cell is trained once, as `run` trains it. Then the trained model classifies the same test images four
 times: in mixed batches, in batches of one task, in batches of one class, one by one. Weights and images are
@@ -27,7 +27,7 @@ from bench.cell.strategy import Strategy
 from bench.cell.stream import RowDataset, experiences, tasks_of_labels
 from bench.spec import Cell
 from methods.dualprompt import Experts, nearest
-from methods.l2p import most_frequent
+from methods.prompts import most_frequent
 from scripts.common import plan_cells
 from scripts.markdown import table
 

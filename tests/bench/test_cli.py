@@ -361,6 +361,31 @@ def test_prompts_chosen_by_batch_are_marked_in_record_and_report(cli, tmp_path):
         flat = " ".join(text.split()).lower().replace("*", "")
         assert "warning: prompts were chosen by batch" in flat
         assert "task identity leaks into it (l2p:selection=batch)" in flat
+        assert "test_batches=task" not in flat
+
+
+def test_the_official_configuration_of_l2p_is_whole_and_its_leak_is_told(cli, tmp_path):
+    paper = ("--protocol", "paper", "--backbone", "micro_vit_patch4_32.cifar100")
+    _, out, _ = cli("run", "--methods", "l2p,l2p:length=5+top_k=5+pull=0.5+selection=sample", *TINY, *paper)
+    records = {read(path).method: read(path) for path in (tmp_path / "results").rglob(RECORD_NAME)}
+    code, text = records["l2p"], records["l2p:length=5+pull=0.5+selection=sample+top_k=5"]
+    options = code.config["method"]["options"]
+    official = {
+        "length": 10,
+        "top_k": 4,
+        "pull": 1.0,
+        "selection": "batch",
+        "vote_size": 16,
+        "clip_over": "all",
+    }
+    assert {name: options[name] for name in official} == official
+    for record, leaks in ((code, True), (text, False)):
+        assert any("test_batches=task" in warning for warning in record.manifest.warnings) == leaks
+        assert any("selection=batch" in warning for warning in record.manifest.warnings) == leaks
+        assert any("clip_over=all" in warning for warning in record.manifest.warnings)
+    flat = " ".join(out.split())
+    assert "every test batch was of one task" in flat
+    assert "(clip_over=all)" in flat
 
 
 def test_validation_never_opens_the_test_images(cli, tmp_path):

@@ -23,6 +23,13 @@ ORDER = [4, 1, 0, 5, 3, 2]
 FULL = "finetune:tune=full+full_lr=0.001"
 
 
+#: As the official code of L2P and DualPrompt: the norm for clipping is over all gradients, and images vote.
+OFFICIAL = (
+    "l2p:clip_over=all+selection=batch+vote_size=4",
+    "dualprompt:clip_over=all+selection=batch+vote_size=4",
+)
+
+
 class Spy(SupervisedPlugin):
     """Records, for every experience, what the contract tests compare."""
 

@@ -179,4 +179,4 @@ def test_the_recipe_clips_as_the_official_code_and_the_default_does_not(name):
     for benchmark in ("cifar100", "imagenet-r", "digits"):
         recipe = method(**method.paper_options(benchmark)).hyper
         assert (recipe.clip, recipe.clip_over) == (1.0, "all")
-        assert any("frozen backbone" in caveat for caveat in method.caveats(recipe))
+        assert any("clip_over=all" in caveat for caveat in method.caveats(recipe))

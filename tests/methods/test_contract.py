@@ -11,12 +11,12 @@ from methods.errors import UsageError
 from methods.registry import METHODS
 from methods.vit import open_seams
 from tests.conftest import deep_vit
-from tests.methods.conftest import FULL, ORDER, Run, copy_of, make
+from tests.methods.conftest import FULL, OFFICIAL, ORDER, Run, copy_of, make
 
 #: Cases that train the whole backbone; every other case leaves most of it frozen.
 UNFROZEN = [FULL]
 
-pytestmark = pytest.mark.parametrize("name", [*METHODS, *UNFROZEN])
+pytestmark = pytest.mark.parametrize("name", [*METHODS, *UNFROZEN, *OFFICIAL])
 
 
 def class_of(name):
@@ -71,8 +71,30 @@ def test_it_learns_more_than_chance_on_new_images(name, trained, labelled):
     assert accuracy > 1.5 / 6
 
 
+def group_of(name):
+    """How many images of a batch decide together; one, unless the method declares otherwise."""
+    method = make(name)
+    return method.batch_group(method.hyper) or 1
+
+
+def test_an_exception_to_the_independence_of_images_is_declared_and_told(name):
+    method = make(name)
+    caveats = method.caveats(method.hyper)
+    declared = method.batch_group(method.hyper) is not None
+    assert declared == (name in OFFICIAL)
+    assert any("depends on which images are tested together" in caveat for caveat in caveats) == declared
+    assert type(method).caveats(method.Hyper()) == ()
+
+
 def test_logits_depend_on_no_batch_mate_and_no_order(name, trained, images):
-    model = trained(name).model
+    """Or on those alone that the method declares: on the others of a group."""
+    model, group = trained(name).model, group_of(name)
+    if group > 1:
+        with torch.no_grad():
+            together = model(images)
+            alone = torch.cat([model(part) for part in images.split(group)])
+        torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+        return
     with torch.no_grad():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
@@ -192,4 +214,4 @@ def test_a_value_of_the_wrong_type_is_answered_with_what_was_got(name):
 def test_the_class_has_a_summary_and_a_name(name):
     entry = METHODS[class_of(name).name]
     assert entry.summary
-    assert name in (entry.name, *UNFROZEN)
+    assert name in (entry.name, *UNFROZEN, *OFFICIAL)

@@ -47,6 +47,22 @@ def test_an_image_is_given_the_expert_of_the_nearest_key():
     assert len(set(parts.selected.tolist())) == 3
 
 
+def test_images_of_a_device_vote_on_their_expert_at_test_and_not_in_training():
+    model, method = randomised("dualprompt", selection="batch", vote_size=3)
+    x, parts = images()[:10], method.prompter
+    prompts = handed_out(model, method, x)
+    own = cosine_similarity(parts.query, torch.stack(list(parts.keys))).argmax(1)
+    for start in range(0, 10, 3):
+        votes = own[start : start + 3].bincount(minlength=3).tolist()
+        winner = votes.index(max(votes))  # of equals, the earlier one
+        assert set(parts.selected[start : start + 3].tolist()) == {winner}
+        assert torch.equal(prompts[2][0][start], parts.experts[winner][0, 0])
+    assert not torch.equal(parts.selected, own)
+    model.train()
+    model(x)
+    assert set(parts.selected.tolist()) == {2}
+
+
 def test_in_training_all_images_are_given_the_current_expert():
     model, method = randomised("dualprompt")
     model.train()
@@ -137,4 +153,7 @@ def test_the_recipe_is_that_of_the_official_code(benchmark, epochs, rate, length
     assert (recipe["epochs"], recipe["batch_size"], recipe["schedule"]) == (epochs, 192, "constant")
     hyper = DualPrompt(**options).hyper
     assert (hyper.lr, hyper.expert_length) == (pytest.approx(rate * 192 / 256), length)
-    assert (hyper.general_length, hyper.pull, hyper.clip) == (5, 1.0, 1.0)
+    assert (hyper.general_length, hyper.pull, hyper.clip, hyper.clip_over) == (5, 1.0, 1.0, "all")
+    votes = benchmark == "cifar100"  # batchwise_prompt is False in configs/imr_dualprompt.py
+    assert (hyper.selection, recipe["test_batches"]) == (("batch", "task") if votes else ("sample", "mixed"))
+    assert DualPrompt.batch_group(hyper) == (24 if votes else None)

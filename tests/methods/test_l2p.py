@@ -8,7 +8,7 @@ import torch
 from bench.cell.batches import AUGMENTATIONS
 from bench.cell.strategy import SCHEDULES
 from methods.errors import UsageError
-from methods.l2p import L2P, L2PHyper, most_frequent
+from methods.l2p import L2P, L2PHyper
 from methods.prompts import cosine_similarity
 from tests.methods.conftest import Run
 from tests.methods.prompted import images, randomised
@@ -91,10 +91,23 @@ def test_chosen_by_batch_the_logits_depend_on_the_mates():
     assert (together - alone).abs().max() > 1e-2
 
 
-def test_most_frequent_counts_the_whole_batch():
-    indices = torch.tensor([[0, 3], [3, 1], [1, 3], [2, 1]])
-    assert most_frequent(indices).tolist() == [[1, 3]] * 4  # both three times: the smaller one first
-    assert most_frequent(torch.tensor([[4, 2]])).tolist() == [[2, 4]]
+def test_a_device_of_the_official_code_votes_for_its_images():
+    """Keys are pulled by the images of the group that chose them, and the prompts differ between groups."""
+    model, method = randomised("l2p", selection="batch", vote_size=4, top_k=2)
+    x, pool = images(per_class=2)[:10], method.prompter
+    model(x)
+    together, penalty = pool.selected.clone(), pool.penalty().item()
+    groups, penalties = [], []
+    for group in x.split(4):
+        model(group)
+        own = cosine_similarity(pool.query, pool.keys).topk(2).indices.flatten().bincount(minlength=10)
+        winners = sorted(range(10), key=lambda prompt: (-own[prompt].item(), prompt))[:2]
+        assert pool.selected.tolist() == [winners] * len(group)
+        groups.append(pool.selected.clone())
+        penalties.append(pool.penalty().item() * len(group))
+    assert torch.equal(together, torch.cat(groups))
+    assert len(together.unique(dim=0)) > 1
+    assert penalty == pytest.approx(sum(penalties) / len(x), rel=1e-5)
 
 
 def test_choosing_by_batch_is_marked_and_is_not_the_default():
@@ -122,4 +135,9 @@ def test_the_recipe_is_that_of_the_official_code(benchmark, epochs):
     assert recipe["augmentation"] in AUGMENTATIONS
     assert recipe["schedule"] in SCHEDULES
     assert (recipe["schedule"], recipe["head_init"], recipe.get("epochs")) == ("constant", "zero", epochs)
-    assert L2P.paper_options(benchmark) == {"lr": pytest.approx(0.03 * recipe["batch_size"] / 256)}
+    assert recipe["test_batches"] == "task"  # evaluate_tasks_till_now: a data set per task
+    options = L2P.paper_options(benchmark)
+    assert options.pop("lr") == pytest.approx(0.03 * recipe["batch_size"] / 256)
+    hyper = L2P(**options).hyper
+    assert (hyper.pool_size, hyper.length, hyper.top_k, hyper.pull) == (10, 10, 4, 1.0)
+    assert (hyper.selection, hyper.vote_size, hyper.clip_over) == ("batch", 16, "all")

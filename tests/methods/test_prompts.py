@@ -11,7 +11,8 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 
 from methods.base import trainable
-from methods.prompts import cosine_similarity, effective_number
+from methods.errors import UsageError
+from methods.prompts import cosine_similarity, effective_number, vote
 from methods.registry import METHODS
 from methods.vit import Prefix, embed, open_seams
 from tests.conftest import deep_vit, tiny_vit
@@ -363,6 +364,30 @@ class Norms(SupervisedPlugin):
             p.grad for g in strategy.optimizer.param_groups for p in g["params"] if p.grad is not None
         ]
         self.norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+
+
+def test_a_vote_is_held_within_each_group():
+    choices = torch.tensor([[0, 3], [3, 1], [1, 3], [2, 1]])
+    assert vote(choices, 4).tolist() == [[1, 3]] * 4  # both three times: the smaller one first
+    assert vote(choices, 128).tolist() == vote(choices, 4).tolist()
+    assert vote(choices, 3).tolist() == [[3, 1]] * 3 + [[1, 2]]
+    assert vote(torch.tensor([[4, 2]]), 16).tolist() == [[2, 4]]
+
+
+@pytest.mark.parametrize(("name", "size"), [("l2p", 16), ("dualprompt", 24)])
+def test_as_many_images_vote_as_a_device_of_the_official_code_has(name, size):
+    method = METHODS[name].load()
+    assert method.batch_group(method().hyper) is None
+    assert method.batch_group(method(selection="batch").hyper) == size
+    assert method.batch_group(method(selection="batch", vote_size=5).hyper) == 5
+
+
+@pytest.mark.parametrize("name", ["l2p", "dualprompt"])
+def test_a_size_of_a_vote_that_is_not_held_is_refused(name):
+    method = METHODS[name].load()
+    method.check(method(selection="batch", vote_size=8).hyper, 3)
+    with pytest.raises(UsageError, match=f"{name}.vote_size is 8, but {name}.selection=sample does not use"):
+        method.check(method(vote_size=8).hyper, 3)
 
 
 @every

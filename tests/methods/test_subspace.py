@@ -346,6 +346,13 @@ def test_the_complement_is_kept_as_soon_as_more_than_half_is_used():
     assert_close(protected(memory), projector(axes(0, 1, 3, 4, 5, 6, 7, 8, 9)))
 
 
+def test_a_first_experience_of_more_than_half_the_width_is_kept_by_its_complement():
+    """The published code stores the used space as if it were the complement, and stops with an assertion."""
+    memory = remember(DualGpm.empty(12), diagonal(9, 8, 7, 6, 5, 4, 3, 2, 1, first=0), 0.999)
+    assert (memory.used, memory.retained, memory.basis.shape[1]) == (8, True, 4)
+    assert_close(protected(memory), projector(axes(*range(8))))
+
+
 def test_the_switch_changes_no_projector():
     rng = torch.Generator().manual_seed(0)
     memory = DualGpm(some_basis(rng, 10))

@@ -44,6 +44,13 @@ def test_other_conditions_are_another_table(make: Make, other: dict[str, Any]) -
     assert len({g.stem for g in groups}) == 2
 
 
+def test_a_field_that_is_written_only_where_it_is_used_is_known_without(make: Make) -> None:
+    used = {"protocol": {**make("a").config["protocol"], "gelu": "tanh", "drop_last": True}}
+    titles = [g.title for g in group([make("a"), make("b", config=used)])]
+    expected = ["digits (drop last false, gelu backbone)", "digits (drop last true, gelu tanh)"]
+    assert sorted(titles) == expected
+
+
 def test_titles_name_what_differs_only(make: Make) -> None:
     titles = [
         g.title for g in group([make("a"), make("a", config={"scale": "smoke"}), make("a", 0, "other")])

@@ -12,6 +12,7 @@ from bench.cell.backbone import (
     MICRO_NAME,
     MICRO_WEIGHTS,
     build,
+    is_from_jax,
     micro_card,
     resolve,
     sha256_of,
@@ -45,6 +46,40 @@ def test_another_image_size_resamples_the_position_embedding_only():
     assert large.pos_embed.shape[1] == 16 * 16 + 1
     assert torch.equal(small.blocks[0].attn.qkv.weight, large.blocks[0].attn.qkv.weight)
     assert large(torch.randn(1, 3, 64, 64)).shape == (1, 128)
+
+
+def test_gelu_by_tanh_is_that_of_jax_in_every_block():
+    backbone = resolve(MICRO_NAME, None, [])
+    exact, tanh = build(backbone, 32), build(backbone, 32, "tanh")
+    x = torch.linspace(-4, 4, 101)
+    by_hand = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    for block in tanh.blocks:
+        torch.testing.assert_close(block.mlp.act(x), by_hand)
+    assert all(torch.equal(block.mlp.act(x), torch.nn.functional.gelu(x)) for block in exact.blocks)
+    assert all(torch.equal(a, b) for a, b in zip(exact.parameters(), tanh.parameters(), strict=True))
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(exact(images), tanh(images))
+
+
+def test_a_backbone_without_a_gelu_cannot_have_it_by_tanh():
+    tag = "vit_base_patch32_clip_quickgelu_224.openai"
+    with pytest.raises(UsageError, match=r"has no GELU; legal for it: backbone"):
+        build(resolve(tag, "random", []), 32, "tanh")
+
+
+@pytest.mark.parametrize(
+    ("tag", "from_jax"),
+    [
+        ("vit_base_patch16_224.orig_in21k", True),
+        (TINY_TAG, True),
+        ("vit_base_patch16_224.augreg_in21k", True),
+        ("vit_base_patch16_224.augreg2_in21k_ft_in1k", False),
+        ("vit_base_patch16_224.dino", False),
+        (MICRO_NAME, False),
+    ],
+)
+def test_which_weights_were_trained_in_jax(tag, from_jax):
+    assert is_from_jax(tag) == from_jax
 
 
 def test_a_cell_on_the_pre_training_set_is_contaminated_and_says_so():

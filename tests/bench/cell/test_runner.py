@@ -12,11 +12,13 @@ import torch
 
 from bench import predictions
 from bench.benchmarks.splits import Split
+from bench.cell.inference import deployed_model
 from bench.cell.measurements import Measurements, results_of
 from bench.cell.progress import ignore
-from bench.cell.runner import CellResult, predictions_of, run_cell
+from bench.cell.runner import CellResult, build_run, eval_batch, plain_vit, predictions_of, run_cell
 from bench.predictions import Predictions
 from bench.record import Diagnostic, Record
+from methods.dualprompt import DualPrompt
 from methods.errors import UsageError
 from methods.joint import Joint
 from methods.ncm import Ncm
@@ -145,6 +147,47 @@ def test_a_method_whose_diagnostics_cannot_be_recorded_makes_its_cell_fail(
     assert result.record.diagnostics is None
     assert result.predictions is None
     assert "UsageError" in result.traceback
+
+
+# ---- the backbone, and what batches are of ----------------------------------------------------------------
+
+
+def test_what_is_trained_timed_and_compared_with_has_one_activation(tmp_path: Path) -> None:
+    cell, inputs = plan_cell("ncm", tmp_path / "results", protocol_options={"gelu": "tanh"})
+    run_cell(cell, inputs.paths, CONTEXT, ignore)
+    models = [
+        build_run(cell, inputs, ignore).strategy.model,
+        plain_vit(cell, inputs),
+        deployed_model(cell, inputs, 3).model,
+    ]
+    for model in models:
+        assert {m.approximate for m in model.modules() if isinstance(m, torch.nn.GELU)} == {"tanh"}
+
+
+def test_predictions_are_in_the_order_of_the_data_whatever_batches_are_of(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with `task` no batch has images of two tasks; after the second and the third task, some would."""
+    batches: list[set[int]] = []
+    monkeypatch.setattr(Ncm, "after_eval_iteration", lambda self, strategy: batches.append(_tasks(strategy)))
+    mixed = run("ncm")
+    assert max(map(len, batches)) > 1
+    batches.clear()
+    by_task = run("ncm", protocol_options={"test_batches": "task"})
+    assert max(map(len, batches)) == 1
+    assert by_task.predictions == mixed.predictions
+    assert by_task.record.correct == mixed.record.correct
+
+
+def _tasks(strategy: Any) -> set[int]:
+    tasks: list[int] = strategy.model.head.experience_of[strategy.mb_y].tolist()
+    return set(tasks)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(None, 128), (16, 128), (24, 120), (128, 128), (200, 200)])
+def test_evaluation_batches_have_whole_groups(size: int | None, batch: int) -> None:
+    method = DualPrompt() if size is None else DualPrompt(selection="batch", vote_size=size)
+    assert eval_batch(method) == batch
 
 
 # ---- predictions -------------------------------------------------------------------------------------

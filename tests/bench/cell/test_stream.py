@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cell.stream import experiences, rows_by_task, union
+from bench.cell.stream import TEST_BATCHES, experiences, mixed, rows_by_task, task_by_task, union
 from tests.bench.conftest import arrays
 
 
@@ -35,6 +35,23 @@ def test_the_union_holds_the_first_classes_only():
     labels = [label for _, label, *_ in union(x, y, 4).dataset]
     assert sorted(set(labels)) == [0, 1, 2, 3]
     assert len(labels) == 12
+
+
+def test_test_images_are_gone_through_in_their_order_or_task_by_task():
+    x, y = arrays(per_class=3)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).numpy()
+    x, y = x[order], y[order]
+    for way in TEST_BATCHES.values():
+        seen = way(x, y, (3, 1))
+        assert sorted(seen.rows) == [row for row, label in enumerate(y) if label < 4]
+        items = [item for experience in seen.experiences for item in experience.dataset]
+        assert [label for _, label, *_ in items] == y[seen.rows].tolist()
+        assert all(
+            torch.equal(i[0], torch.from_numpy(x[row])) for i, row in zip(items, seen.rows, strict=True)
+        )
+    assert mixed(x, y, (3, 1)).rows == sorted(mixed(x, y, (3, 1)).rows)
+    tasks = [{label // 3 for _, label, *_ in e.dataset} for e in task_by_task(x, y, (3, 1)).experiences]
+    assert tasks == [{0}, {1}]
 
 
 def test_building_a_stream_draws_no_random_number():

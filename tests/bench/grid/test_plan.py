@@ -169,6 +169,39 @@ def test_epochs_of_the_command_are_not_scaled(rows_of: Rows, no_network: None) -
     assert rows["dualprompt"].protocol.epochs == 7
 
 
+GELU = [
+    ("paper", "vit_base_patch16_224.orig_in21k", {}, "tanh"),
+    ("paper", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", {}, "tanh"),
+    ("paper", "vit_base_patch16_224.augreg2_in21k_ft_in1k", {}, "backbone"),
+    ("paper", "micro_vit_patch4_32.cifar100", {}, "backbone"),
+    ("paper", "micro_vit_patch4_32.cifar100", {"gelu": "tanh"}, "tanh"),
+    ("paper", "vit_base_patch16_224.orig_in21k", {"gelu": "backbone"}, "backbone"),
+    ("common", "vit_base_patch16_224.orig_in21k", {}, "backbone"),
+]
+
+
+@pytest.mark.parametrize(("protocol", "tag", "options", "gelu"), GELU)
+def test_gelu_is_jaxs_where_the_recipe_and_the_weights_are_from_jax(
+    protocol: str, tag: str, options: dict[str, str], gelu: str, rows_of: Rows, no_network: None
+) -> None:
+    values = {"protocol": protocol, "protocol_options": options, "backbone": tag, "skip_missing": True}
+    rows = rows_of("l2p", "dualprompt", "coda-prompt", **values)
+    assert {name: cell.protocol.gelu for name, cell in rows.items()} == {
+        "l2p": gelu,
+        "dualprompt": gelu,
+        "coda-prompt": options.get("gelu", "backbone"),  # timm's ViT is what its code runs
+    }
+
+
+def test_l2p_and_dualprompt_are_tested_task_by_task_where_their_code_votes(
+    rows_of: Rows, no_network: None
+) -> None:
+    for benchmark, ways in (("digits", ("task", "task")), ("imagenet-r", ("task", "mixed"))):
+        rows = rows_of("l2p", "dualprompt", benchmarks=[benchmark], protocol="paper", skip_missing=True)
+        assert tuple(cell.protocol.test_batches for cell in rows.values()) == ways
+    assert {cell.protocol.test_batches for cell in rows_of(*PROMPTS).values()} == {"mixed"}
+
+
 def test_a_cluster_may_have_gpus_where_this_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("cuda", remote=True) == "cuda"

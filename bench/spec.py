@@ -21,6 +21,7 @@ from pydantic import (
 
 from bench.model import ADDED, FrozenModel
 from bench.options import TypedText, as_typed, loads, parse_options, read_options
+from bench.textfile import read_text
 from methods.errors import UsageError, describe_validation, one_line, quote, unknown
 from methods.hyper import check_fit
 
@@ -409,9 +410,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     check_fit("the config file's name", str(path))
     try:
-        return loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read the config file '{path}': {reason}") from None
+    try:
+        return loads(text)
     except ValueError as error:
         raise UsageError(f"the config file '{path}' is not valid TOML: {one_line(str(error))}") from None

@@ -18,7 +18,7 @@ from bench.benchmarks import STRICT, register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.download import Archive, find_folder, md5_of, obtain
 from bench.benchmarks.pixels import ArrayPixels
-from bench.benchmarks.splits import split_by_rows, split_from_csv
+from bench.benchmarks.splits import split_by_rows, split_from_csv, unlisted
 from methods.errors import UsageError
 
 ARCHIVE = Archive(
@@ -71,9 +71,12 @@ class Cifar100(Benchmark[Cifar100Options]):
             np.concatenate([train.labels, test.labels]),
             ArrayPixels(np.concatenate([train.decode(32), test.decode(32)])),
         )
-        official = np.arange(len(train)), np.arange(len(train), len(pool))
-        rows = split_from_csv(pool.ids, self.options.split) if self.options.split else official
-        return split_by_rows(tuple(read_pickle(folder / "meta")["fine_label_names"]), pool, rows)
+        classes, split = tuple(read_pickle(folder / "meta")["fine_label_names"]), self.options.split
+        if split is None:
+            official = np.arange(len(train)), np.arange(len(train), len(pool))
+            return split_by_rows(classes, pool, official)
+        rows = split_from_csv(pool.ids, split)
+        return split_by_rows(classes, pool, rows, unlisted(pool.ids, rows, split))
 
 
 def _check(path: Path) -> None:

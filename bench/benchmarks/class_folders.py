@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bench.benchmarks.names import composed, visible
 from methods.errors import UsageError, abbreviate
 
 #: Endings of the names of images, in lower case.
@@ -98,11 +98,6 @@ def list_folder(folder: Path) -> Listing:
     if len(sides) == 2:
         _check_same_classes(sides, images)
     return Listing(sides, tuple(images), left_out)
-
-
-def composed(name: str) -> str:
-    """A name in the form that is compared: a file server may keep "é" as one character or as two."""
-    return unicodedata.normalize("NFC", name)
 
 
 def describe(left_out: LeftOut) -> str:
@@ -199,11 +194,6 @@ def _check_same_classes(sides: Sequence[Path], images: Sequence[Mapping[str, Seq
 
 def _listed(names: set[str]) -> str:
     return abbreviate([visible(name) for name in sorted(names)]) or "none"
-
-
-def visible(name: str) -> str:
-    """A name as messages show it: with quotes and escapes where something in it is not seen otherwise."""
-    return name if name.isprintable() and name == name.strip() else ascii(name)
 
 
 def _quoted(names: Sequence[str]) -> str:

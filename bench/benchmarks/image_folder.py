@@ -17,9 +17,10 @@ from pydantic.dataclasses import dataclass
 
 from bench.benchmarks import STRICT, register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
-from bench.benchmarks.class_folders import Listing, composed, list_folder
+from bench.benchmarks.class_folders import Listing, list_folder
+from bench.benchmarks.names import composed
 from bench.benchmarks.pixels import FilePixels
-from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv
+from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv, unlisted
 from methods.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -122,14 +123,15 @@ def _folder_images(listing: Listing, rows: list[tuple[str, int, int, Path]], cac
 
 def split_pool(pool: FolderImages, split: Path | None) -> Dataset:
     """Divide by the external list, else as the folder is divided, else hold out a stratified fifth."""
-    images = pool.images
+    images, notes = pool.images, pool.notes
     if split is not None:
         rows = split_from_csv(images.ids, split)
+        notes += unlisted(images.ids, rows, split)
     elif pool.is_test is not None:
         rows = _rows_where(~pool.is_test), _rows_where(pool.is_test)
     else:
         rows = hold_out(images.labels, images.ids, HELD_OUT)
-    return split_by_rows(pool.classes, images, rows, pool.notes)
+    return split_by_rows(pool.classes, images, rows, notes)
 
 
 def _rows_where(mask: BoolArray) -> Int64Array:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.benchmarks.base import Dataset, ImageSet, Scale
-from methods.errors import MissingError, UsageError, abbreviate
+from bench.benchmarks.names import composed, visible
+from bench.textfile import read_text
+from methods.errors import MissingError, UsageError, abbreviate, quote
 
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array
@@ -100,14 +103,14 @@ def listed_order(classes: Sequence[str], path: Path, seed: int) -> tuple[int, ..
 
 def _read_names(path: Path) -> list[str]:
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = composed(read_text(path.expanduser())).splitlines()
     except OSError as error:
         raise MissingError(
             f"the class order {path} cannot be read ({error.strerror}); legal for --class-order: "
             "seeded, identity, or the path of a text file"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the class order {path} is not UTF-8 text; save it as UTF-8") from error
+    except ValueError as error:
+        raise UsageError(f"the class order {path} cannot be read: {error}") from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -244,47 +247,102 @@ def split_by_rows(
     return Dataset(classes, pool.take(rows[0]), pool.take(rows[1]), notes)
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A row of a split list, and the line where it begins."""
+
+    line: int
+    split: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{visible(self.name)} (line {self.line})"
+
+
 def split_from_csv(ids: Sequence[str], path: Path) -> tuple[Int64Array, Int64Array]:
     """Sorted rows (train, test) by an external list: CSV, header `split,id`, rows `train,<id>`, `test,<id>`.
 
-    Images that the list does not name are left out.
+    Images that the list does not name are left out. Names are compared in one Unicode form, and a list that
+    was written on Windows may have backslashes in them.
 
     Raises:
         MissingError: if there is no such file.
-        UsageError: for another header, another split, a name that is unknown, or one that is listed twice.
+        UsageError: for another header, another split, a name that is unknown, or one that is listed twice;
+            with the line.
     """
     import numpy as np
 
-    entries = _read_list(path)
     row_of = {name: row for row, name in enumerate(ids)}
-    if extra := [name for _, name in entries if name not in row_of]:
+    entries = [_known(entry, row_of) for entry in _read_list(path)]
+    if extra := [entry for entry in entries if entry.name not in row_of]:
         raise UsageError(
-            f"{path} lists {len(extra)} images that this benchmark does not have: {abbreviate(extra)}; its "
-            f"images are named like '{ids[0]}'"
+            f"{path} lists {len(extra)} images that this benchmark does not have: "
+            f"{abbreviate(list(map(str, extra)))}; its images are named like '{ids[0]}'"
         )
-    if repeated := [name for name, count in Counter(name for _, name in entries).items() if count > 1]:
+    counts = Counter(entry.name for entry in entries)
+    if repeated := {entry.name: entry for entry in entries if counts[entry.name] > 1}:
         raise UsageError(
-            f"{path} lists {len(repeated)} images more than once: {abbreviate(repeated)}; keep one row each"
+            f"{path} lists {len(repeated)} images more than once: "
+            f"{abbreviate(list(map(str, repeated.values())))}; keep one row each"
         )
     train, test = (
-        sorted(row_of[name] for split, name in entries if split == word) for word in ("train", "test")
+        sorted(row_of[entry.name] for entry in entries if entry.split == word) for word in ("train", "test")
     )
     return np.array(train, np.int64), np.array(test, np.int64)
 
 
-def _read_list(path: Path) -> list[tuple[str, str]]:
+def unlisted(ids: Sequence[str], rows: tuple[Int64Array, Int64Array], path: Path) -> tuple[str, ...]:
+    """A sentence on the images that a list does not name; none where it names them all."""
+    absent = len(ids) - len(rows[0]) - len(rows[1])
+    return (f"{absent} of {len(ids)} images are in no row of {path.name}, and left out",) if absent else ()
+
+
+def _known(entry: _Entry, names: Container[str]) -> _Entry:
+    """The entry with its name as the benchmark writes it, where that is clear."""
+    for name in (entry.name, composed(entry.name), composed(entry.name).replace("\\", "/")):
+        if name in names:
+            return replace(entry, name=name)
+    return entry
+
+
+def _read_list(path: Path) -> list[_Entry]:
     try:
-        with path.expanduser().open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
+        rows = list(_rows(read_text(path.expanduser())))
     except OSError as error:
         raise MissingError(
             f"the split list {path} cannot be read ({error.strerror}); give its path"
         ) from error
-    if not rows or rows[0] != ["split", "id"]:
-        raise UsageError(
-            f"{path} must begin with the line 'split,id', not '{','.join(rows[0]) if rows else ''}'"
-        )
-    for number, row in enumerate(rows[1:], start=2):
+    except ValueError as error:
+        raise UsageError(f"the split list {path} cannot be read: {error}") from None
+    header = rows[0][1] if rows else []
+    if header != ["split", "id"]:
+        raise UsageError(f"{path} must begin with the line 'split,id', not {_quoted(header)}")
+    for line, row in rows[1:]:
         if len(row) != 2 or row[0] not in ("train", "test"):
-            raise UsageError(f"{path}, row {number}: '{','.join(row)}' must be 'train,<id>' or 'test,<id>'")
-    return [(split, name) for split, name in rows[1:]]
+            raise UsageError(f"{path}, line {line}: {_quoted(row)} must be 'train,<id>' or 'test,<id>'")
+    return [_Entry(line, split, name) for line, (split, name) in rows[1:]]
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV that are not empty, each with the line where it begins.
+
+    Raises:
+        ValueError: for a row that is not CSV, such as one with a quote that is never closed.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(
+                f"line {line} is not CSV ({error}); a quote begins and ends a name, and is doubled within one"
+            ) from None
+        if row:
+            yield line, row
+
+
+def _quoted(row: Sequence[str]) -> str:
+    return quote(",".join(row))

@@ -25,6 +25,7 @@ LAYERS = {
         "bench.frame",
         "bench.output",
         "bench.options",
+        "bench.textfile",
     ),
     "parts": ("bench.benchmarks", "bench.probes"),
     "cell": ("bench.cell",),

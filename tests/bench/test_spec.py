@@ -195,6 +195,20 @@ def test_settings_and_cells_cannot_be_changed():
         cell().seed = 3
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_config_file_is_read_in_every_encoding_that_is_marked(encoding, tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_bytes('methods = ["ncm"]\r\nresults = "é"\r\n'.encode(encoding))
+    assert read_toml(path) == {"methods": ["ncm"], "results": "é"}
+
+
+def test_a_config_file_of_no_known_encoding_names_the_line(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_bytes('methods = ["ncm"]\nresults = "é"\n'.encode("latin-1"))
+    with pytest.raises(UsageError, match="line 2 is not UTF-8 text; save the file as UTF-8"):
+        read_toml(path)
+
+
 def test_a_config_file_that_is_no_toml_is_answered(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text("methods = [\n")

@@ -101,6 +101,20 @@ def test_an_external_list_cuts_a_folder_that_is_cut_already(tmp_path: Path, clas
     assert opened(folder, split).train.ids == ("test/ant/0.png", "test/bee/0.png")
 
 
+def test_images_that_an_external_list_does_not_name_are_counted(
+    tmp_path: Path, class_folders: Folder
+) -> None:
+    split = tmp_path / "split.csv"
+    rows = [
+        f"{side},{name}/{number}.png"
+        for name in ("ant", "bee")
+        for number, side in enumerate(("train", "test"))
+    ]
+    split.write_text("\n".join(["split,id", *rows]))
+    dataset = opened(class_folders(tmp_path / "pets", {"ant": 5, "bee": 2}), split)
+    assert dataset.notes == ("3 of 7 images are in no row of split.csv, and left out",)
+
+
 def test_an_external_list_must_cover_all_classes(tmp_path: Path, class_folders: Folder) -> None:
     split = tmp_path / "split.csv"
     split.write_text("split,id\ntrain,ant/0.png\ntest,ant/1.png\n")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -264,10 +266,15 @@ def test_external_list_may_move_any_image_and_leave_some_out(split_list: Callabl
     ("rows", "sentence"),
     [
         (("train,a/1", "test,c/9"), "1 images that this benchmark does not have: c/9"),
-        (("train,a/1", "train,a/1"), "more than once: a/1"),
+        (("train,a/1", "train,a/1"), r"more than once: a/1 \(line 3\)"),
+        (("train,a/1", "", "dev,a/1"), "line 4: 'dev,a/1' must be"),
+        (("train, a/1",), r"does not have: ' a/1' \(line 2\)"),
+        (("train,/data/a/1",), r"does not have: /data/a/1 \(line 2\); its images are named like 'a/1'"),
+        (("train,a/1", 'train,"a/2', "test,b/1"), "line 3 is not CSV"),
+        (("train,a/1", 'train,"a/2"x', "test,b/1"), "line 3 is not CSV"),
         (("train,a/1", "test,a/1"), "more than once: a/1"),
-        (("dev,a/1",), "row 2: 'dev,a/1' must be"),
-        (("train,a/1,0",), "row 2: 'train,a/1,0' must be"),
+        (("dev,a/1",), "line 2: 'dev,a/1' must be"),
+        (("train,a/1,0",), "line 2: 'train,a/1,0' must be"),
     ],
 )
 def test_wrong_external_list_names_the_rows(
@@ -280,6 +287,38 @@ def test_wrong_external_list_names_the_rows(
 def test_external_list_needs_its_header(split_list: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="must begin with the line 'split,id', not 'id,split'"):
         split_from_csv(IDS, split_list("train,a/1", header="id,split"))
+
+
+ROWS = "split,id\ntrain,a/2\ntest,b/é\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("slash", ["/", "\\"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_external_list_is_read_in_every_encoding_that_is_marked(
+    encoding: str, ends: str, slash: str, form: Literal["NFC", "NFD"], tmp_path: Path
+) -> None:
+    text = unicodedata.normalize(form, ROWS.replace("\n", ends).replace("/", slash))
+    path = tmp_path / "split.csv"
+    path.write_bytes(text.encode(encoding))
+    train, test = split_from_csv(["a/1", "a/2", "b/1", "b/é"], path)
+    assert (train.tolist(), test.tolist()) == ([1], [3])
+
+
+def test_an_external_list_of_no_known_encoding_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_bytes(ROWS.encode("latin-1"))
+    with pytest.raises(UsageError, match="line 3 is not UTF-8 text; save the file as UTF-8"):
+        split_from_csv(IDS, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
+def test_an_empty_external_list_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="must begin with the line 'split,id', not ''"):
+        split_from_csv(IDS, path)
 
 
 def test_absent_external_list_is_missing(tmp_path: Path) -> None:

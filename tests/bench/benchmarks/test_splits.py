@@ -89,7 +89,7 @@ def test_an_absent_or_unreadable_list_is_answered(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="legal for --class-order: seeded, identity"):
         listed_order(CLASSES, tmp_path / "alphabetical", 0)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="not UTF-8"):
+    with pytest.raises(UsageError, match="line 1 is not UTF-16 text; save the file as UTF-8"):
         listed_order(CLASSES, tmp_path / "binary", 0)
 
 

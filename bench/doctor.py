@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from bench.benchmarks.base import data_roots
+from bench.benchmarks.base import DECODED, data_roots
 from bench.cell.backbone import (
     DEFAULT_BACKBONE,
     MICRO_NAME,
@@ -87,6 +88,20 @@ def _weights() -> Iterator[str]:
 
 def _data() -> Iterator[str]:
     yield f"data are searched for in: {', '.join(map(str, data_roots(None)))}"
+    for root in data_roots(None):
+        if (root / DECODED).is_dir():
+            yield _decoded(root / DECODED)
     for item in listing():
         if item.kind == "benchmark":
             yield f"benchmark {item.name}: {item.data}"
+
+
+def _decoded(folder: Path) -> str:
+    try:
+        sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+    except OSError as error:
+        return f"decoded images: {folder} cannot be listed ({error.strerror})"
+    size = f"{sum(sizes) / 2**20:,.1f} MiB in {len(sizes)} files"
+    return (
+        f"decoded images: {size}; to empty it, delete the folder {folder} (what is needed is decoded again)"
+    )

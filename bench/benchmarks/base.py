@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array, UInt8Array
 
 DATA_VARIABLE = "DUALLORA_BENCH_DATA"
+DECODED = "decoded"  # folder of a data root with decoded images, which may be deleted at any time
 
 
 @validated(frozen=True, config=STRICT)

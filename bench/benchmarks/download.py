@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import sys
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -15,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from bench.benchmarks.drafts import draft_folder, sweep
 from methods.errors import MissingError, UsageError
 
 TIMEOUT = 5.0  # seconds without an answer or without a byte
 BLOCK = 1 << 20
+DRAFT = ".unpacking-"  # how the name of the folder begins into which an archive is unpacked
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,11 @@ def extract(archive: Path, dest: Path) -> None:
     """
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=dest.parent, prefix=".unpacking-") as temporary:
+        sweep(dest.parent, DRAFT)
+        with draft_folder(dest.parent, DRAFT) as temporary:
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
-            unpacked = Path(temporary, dest.name)
+            unpacked = temporary / dest.name
             if not unpacked.is_dir():
                 raise UsageError(f"{archive} holds no folder '{dest.name}'; it is another archive, remove it")
             unpacked.rename(dest)

@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from bench.benchmarks import STRICT, register
-from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
+from bench.benchmarks.base import DECODED, Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.class_folders import Listing, list_folder
 from bench.benchmarks.names import composed
 from bench.benchmarks.pixels import FilePixels
@@ -108,7 +108,7 @@ def read_folder(folder: Path, roots: Sequence[Path]) -> FolderImages:
         for label, name in enumerate(listing.classes)
         for path in images[name]
     )
-    return _folder_images(listing, rows, roots[0] / "decoded")
+    return _folder_images(listing, rows, roots[0] / DECODED)
 
 
 def _folder_images(listing: Listing, rows: list[tuple[str, int, int, Path]], cache: Path) -> FolderImages:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bench.benchmarks.drafts import draft_file, sweep
 from methods.errors import UsageError, abbreviate
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ TURNS: Mapping[Any, str] = {
 }
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+DRAFT = ".decoding-"  # how the name of a cache file begins while it is written
 CHUNK = 256  # images decoded ahead of the writer: bounds the memory used where the disk is slow
 
 
@@ -333,13 +334,11 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> UInt8Array | None:
 def _write_cache(path: Path, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:
     """Write to a temporary file in the same folder, then rename it: no process reads a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".decoding-{uuid.uuid4().hex}.npy")
-    try:
-        with temporary.open("xb") as file:
+    sweep(path.parent, DRAFT)
+    with draft_file(path.parent, DRAFT) as draft:
+        with draft.open("wb") as file:
             _write_array(file, shape, images)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        draft.replace(path)
 
 
 def _write_array(file: BinaryIO, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:

@@ -436,6 +436,16 @@ def test_doctor_reports_what_is_here_and_downloads_nothing(cli, no_network):
         assert words in out
 
 
+def test_doctor_shows_the_size_of_the_decoded_images_and_how_to_empty_it(cli, tmp_path):
+    assert "decoded images" not in cli("doctor")[1]
+    folder = tmp_path / "data" / "decoded"
+    folder.mkdir(parents=True)
+    (folder / "0.npy").write_bytes(bytes(3 * 2**20))
+    (folder / ".decoding-0").write_bytes(bytes(2**19))
+    out = cli("doctor")[1]
+    assert f"decoded images: 3.5 MiB in 2 files; to empty it, delete the folder {folder}" in out
+
+
 def test_broken_images_are_named_before_training_starts(cli, tmp_path):
     for label in ("cat", "dog"):
         for i in range(5):

@@ -149,6 +149,20 @@ class DualLoraHyper(Hyper):
     )
     tau: float = hyper(0.3, "temperature of the posterior", source=CHOSEN, gt=0)
     beta: float = hyper(1.0, "weight of the log posterior in the logits", source=OURS, ge=0)
+    ungated: Literal["old", "none", "own"] = hyper(
+        "old",
+        "residual adapters of blocks without gates: as `bases` says (old), none, or inside own bases (own)",
+        source=OURS,
+    )
+    gate_depth: float = hyper(
+        0.5, "share of the blocks, from the last one on, that have gates", source=OURS, gt=0, le=1
+    )
+    gate_from: Literal["current", "previous"] = hyper(
+        "current", "posterior of a gate: with the scores of its own block, or up to the previous", source=OURS
+    )
+    share: float = hyper(
+        1.0, "share of the width that one experience may take of a block", source=OURS, gt=0, le=1
+    )
     theta: float = hyper(1.0, "score from which calibration=stick regards bases as active", source=OURS)
     certain: float = hyper(
         0.5, "confidence from which calibration=hard masks other experiences", source=OURS, ge=0, le=1
@@ -199,6 +213,9 @@ class DualLora(SubspaceLora[DualLoraHyper]):
         first = len(self.attentions) - max(1, round(self.hyper.score_depth * len(self.attentions)))
         for i, attention in enumerate(self.attentions):
             plug = DualPlug(i, first, model.embed_dim, self.hyper, self.context)
+            plug.first_gated = len(self.attentions) - max(
+                1, round(self.hyper.gate_depth * len(self.attentions))
+            )
             attention.plug = plug
             self.plugs.append(plug)
 
@@ -266,7 +283,10 @@ class DualLora(SubspaceLora[DualLoraHyper]):
         """How many directions the experience may add: those left, less `rank` for each experience to come."""
         width, taken = plug.basis.shape
         rank, to_come = self.hyper.rank, len(experience.origin_stream) - experience.current_experience - 1
-        return max(int(self.hyper.capacity * width) - taken - rank * to_come, rank)
+        return max(
+            min(int(self.hyper.capacity * width) - taken - rank * to_come, int(self.hyper.share * width)),
+            rank,
+        )
 
     def _check_width(self, stream: Sized) -> None:
         experiences, width = len(stream), self.plugs[0].basis.shape[0]

@@ -46,6 +46,7 @@ class ForwardContext:
         self.relevance: dict[int, Tensor] = {}
         self.score: dict[int, Tensor] = {}
         self.gates: dict[int, Tensor] = {}
+        self.gate_score: dict[int, Tensor] = {}
 
 
 class Adapter(nn.Module):
@@ -136,7 +137,10 @@ class DualPlug(Plug):
     @property
     def is_gated(self) -> bool:
         """Whether residual adapters are scaled by sample; they are merged otherwise."""
-        return self.hyper.gate == "relevance" or (self.hyper.gate == "posterior" and self.is_scored)
+        return self.hyper.gate == "relevance" or (
+            self.hyper.gate == "posterior"
+            and self.index >= self.first_gated + (self.hyper.gate_from == "previous")
+        )
 
     @property
     def needs_relevance(self) -> bool:
@@ -145,7 +149,9 @@ class DualPlug(Plug):
         While an experience is learnt it is known to be the newest: nothing is scored, and all adapters that
         the posterior would gate are open.
         """
-        used = self.hyper.gate == "relevance" or (self.is_scored and not self.context.learning)
+        used = self.hyper.gate == "relevance" or (
+            (self.is_scored or self.index >= self.first_gated) and not self.context.learning
+        )
         return used and len(self.gate_threshold) > 0
 
     @property
@@ -207,6 +213,13 @@ class DualPlug(Plug):
         if not self.needs_relevance:
             return None
         e = relevance(rows, self.basis, self.basis_owner)
+        if self.index >= self.first_gated and not self.context.learning:
+            own = identity.scores(e, self.mean_evidence, self.hyper.score)
+            before = self.context.gate_score.get(self.index - 1)
+            if self.index == self.first_gated:
+                before = torch.zeros_like(own)
+            self.context.gate_before = before
+            self.context.gate_score[self.index] = before + own
         if self.is_scored and not self.context.learning:
             self.context.relevance[self.index] = e
             self.context.score[self.index] = self.total_score(e)
@@ -228,8 +241,11 @@ class DualPlug(Plug):
             return gates.clamp(max=1.0)
         if not self.is_gated:
             return None
-        blocks = self.index - self.first_scored + 1
-        pi = identity.softmax_posterior(self.context.score[self.index], self.hyper.tau * blocks)
+        blocks = self.index - self.first_gated + 1
+        score = self.context.gate_score[self.index]
+        if self.hyper.gate_from == "previous":
+            blocks, score = blocks - 1, self.context.gate_before
+        pi = identity.softmax_posterior(score, self.hyper.tau * blocks)
         return 1 - (pi.cumsum(1) - pi)
 
     # ---- an experience -----------------------------------------------------------------------
@@ -242,13 +258,17 @@ class DualPlug(Plug):
             free = complement(taken)
             for target in self.hyper.targets:
                 self.orthogonal[target] = Adapter(free, self.hyper.rank)
-        if self.hyper.adapters != "orthogonal":
+        if self.hyper.adapters != "orthogonal" and (self.is_gated or self.hyper.ungated != "none"):
             for target in self.hyper.targets:
                 self.residual[target] = Adapter(self.residual_basis(own), self.hyper.rank)
 
     def residual_basis(self, own: Tensor) -> Tensor:
         """The basis (D, k) that the residual adapter trains in, by the option `bases`."""
-        if self.hyper.bases == "own" or self.basis.shape[1] == 0:
+        if (
+            self.hyper.bases == "own"
+            or self.basis.shape[1] == 0
+            or (not self.is_gated and self.hyper.ungated == "own")
+        ):
             return own
         return self.basis if self.hyper.bases == "old" else self.basis[:, self.basis_owner[:, -1] > 0]
 

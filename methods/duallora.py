@@ -12,9 +12,10 @@ logits; one forward pass.
 
 Inferred, and therefore options: adapted projections (`targets`), ranks, which class-token feature
 (`feature`), whose bases the residual adapter uses (`bases`, the sources disagree), how much energy they
-hold and their number (`energy`, `lamb`, `lame`, `capacity`), whether the orthogonal adapter avoids the
-experience's own bases, too (`exclude_own`), the gate's formula (`gate`, `gate_quantile`), the score, the
-posterior and the calibration (`score`, `score_depth`, `calibration`, `tau`, `beta`, `theta`, `certain`).
+hold and their number (`energy`, `lamb`, `lame`, `capacity`, `experience_capacity`), whether the orthogonal
+adapter avoids the experience's own bases, too (`exclude_own`), the gate's formula and which blocks have one
+(`gate`, `gate_quantile`, `gate_depth`), the score, the posterior and the calibration (`score`,
+`score_depth`, `calibration`, `tau`, `beta`, `theta`, `certain`).
 
 The computation in a block, with u (B, N, D) its normalised input and all quantities per block:
 
@@ -25,8 +26,16 @@ The computation in a block, with u (B, N, D) its normalised input and all quanti
 A_O = a Q Q^T with Q the complement of all earlier bases, and A_i = a_i S S^T with S the bases that the
 option `bases` names: the rows lie in their subspaces by construction, with any optimiser. After an experience
 B_O A_O is merged into W, its S_i is extended by what training added to the features, and (B_i, A_i, S_i)
-never change again. docs/duallora.md has measurements of each part. The modules are in
-`methods.duallora_modules`.
+never change again.
+
+What holds in every block, for every option: a change of W that no gate scales is zero in all directions
+that were stored before its experience. B_O A_O is always on, and trains outside of them. A residual adapter
+without a gate (`gate=none`, or a block before the last `gate_depth` of them) is always on as well, and trains
+inside S_i, which is orthogonal to all earlier bases. One that trains inside earlier bases always has a gate.
+What does not hold: bases are those of the class token, so that the other tokens of earlier images, which
+later blocks attend to, are not protected; and a gate is as good as the posterior.
+
+docs/duallora.md has measurements of each part. The modules are in `methods.duallora_modules`.
 """
 
 from __future__ import annotations
@@ -96,8 +105,9 @@ class DualLoraHyper(Hyper):
     )
     bases: Literal["own", "old", "last"] = hyper(
         "old",
-        "the residual adapter trains inside the bases that all earlier experiences added (old), that the "
-        "last one added (last), or that its own adds (own)",
+        "in a block with gates the residual adapter trains inside the bases that all earlier experiences "
+        "added (old), that the last one added (last), or that its own adds (own); without a gate it is "
+        "always on, and then inside its own whatever this says",
         source="two notes on the paper disagree; chosen on validation, docs/duallora.md",
     )
     exclude_own: bool = hyper(
@@ -121,11 +131,25 @@ class DualLoraHyper(Hyper):
         gt=0,
         le=1,
     )
+    experience_capacity: float = hyper(
+        1 / 12,
+        "share of the width that the bases of one experience may take, but at least `rank` of them",
+        source=CHOSEN,
+        gt=0,
+        le=1,
+    )
     gate: Gate = hyper(
         "posterior",
         "dynamic memory: how residual adapters are scaled by sample: not at all (none), by e_i over its "
         "`gate_quantile` (relevance), by the posterior that the experience is i or later (posterior)",
         source=f"that there is one: {CONFIRMED}; formulas ours, chosen on validation, docs/duallora.md",
+    )
+    gate_depth: float = hyper(
+        1.0,
+        "share of the blocks, from the last one on, that have gates; in the others adapters are always on",
+        source=CHOSEN,
+        gt=0,
+        le=1,
     )
     gate_quantile: float = hyper(
         0.1,
@@ -149,20 +173,6 @@ class DualLoraHyper(Hyper):
     )
     tau: float = hyper(0.3, "temperature of the posterior", source=CHOSEN, gt=0)
     beta: float = hyper(1.0, "weight of the log posterior in the logits", source=OURS, ge=0)
-    ungated: Literal["old", "none", "own"] = hyper(
-        "old",
-        "residual adapters of blocks without gates: as `bases` says (old), none, or inside own bases (own)",
-        source=OURS,
-    )
-    gate_depth: float = hyper(
-        0.5, "share of the blocks, from the last one on, that have gates", source=OURS, gt=0, le=1
-    )
-    gate_from: Literal["current", "previous"] = hyper(
-        "current", "posterior of a gate: with the scores of its own block, or up to the previous", source=OURS
-    )
-    share: float = hyper(
-        1.0, "share of the width that one experience may take of a block", source=OURS, gt=0, le=1
-    )
     theta: float = hyper(1.0, "score from which calibration=stick regards bases as active", source=OURS)
     certain: float = hyper(
         0.5, "confidence from which calibration=hard masks other experiences", source=OURS, ge=0, le=1
@@ -204,18 +214,18 @@ class DualLora(SubspaceLora[DualLoraHyper]):
 
     def make_head(self, model: VisionTransformer) -> ClassHead:
         self.context = ForwardContext()
-        return CalibratedHead(model.num_features, self.head_init, self.hyper, self.context)
+        scored = first_of_last(self.hyper.score_depth, len(model.blocks))
+        return CalibratedHead(model.num_features, self.head_init, self.hyper, self.context, scored)
 
     def adapt(self, model: VisionTransformer) -> None:
         self._check(model)
         self.attentions = open_seams(model)
         self.plugs = []
-        first = len(self.attentions) - max(1, round(self.hyper.score_depth * len(self.attentions)))
+        blocks = len(self.attentions)
+        scored = first_of_last(self.hyper.score_depth, blocks)
+        gated = first_of_last(self.hyper.gate_depth, blocks)
         for i, attention in enumerate(self.attentions):
-            plug = DualPlug(i, first, model.embed_dim, self.hyper, self.context)
-            plug.first_gated = len(self.attentions) - max(
-                1, round(self.hyper.gate_depth * len(self.attentions))
-            )
+            plug = DualPlug(i, scored, gated, model.embed_dim, self.hyper, self.context)
             attention.plug = plug
             self.plugs.append(plug)
 
@@ -280,13 +290,14 @@ class DualLora(SubspaceLora[DualLoraHyper]):
         }
 
     def room(self, plug: DualPlug, experience: ExperienceLike) -> int:
-        """How many directions the experience may add: those left, less `rank` for each experience to come."""
+        """How many directions the experience may add: those left, less `rank` for each experience to come.
+
+        At most its share, `experience_capacity`, and at least `rank`.
+        """
         width, taken = plug.basis.shape
         rank, to_come = self.hyper.rank, len(experience.origin_stream) - experience.current_experience - 1
-        return max(
-            min(int(self.hyper.capacity * width) - taken - rank * to_come, int(self.hyper.share * width)),
-            rank,
-        )
+        left = int(self.hyper.capacity * width) - taken - rank * to_come
+        return max(min(left, int(self.hyper.experience_capacity * width)), rank)
 
     def _check_width(self, stream: Sized) -> None:
         experiences, width = len(stream), self.plugs[0].basis.shape[0]
@@ -356,3 +367,8 @@ class DualLora(SubspaceLora[DualLoraHyper]):
     def diagnostics(self) -> dict[str, DiagnosticValue]:
         values = {name: torch.cat(batches, -1) for name, batches in self.evaluated.items()}
         return self._diagnostics | {name: t.mean(-1).tolist() for name, t in values.items() if t.numel()}
+
+
+def first_of_last(share: float, blocks: int) -> int:
+    """Number, from 0, of the first of the last `share` of the blocks; that is at least one block."""
+    return blocks - max(1, round(share * blocks))

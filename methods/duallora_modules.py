@@ -36,7 +36,7 @@ class ForwardContext:
         learning: whether an experience is being learnt: its adapters are open, nothing is calibrated.
         collect: called with (block, features (B, R, D)) during a pass for statistics; None in any other pass.
         relevance: by block, the relevance (B, t) of each experience.
-        score: by block, the sum (B, t) of the scores of this block and the scored ones before it.
+        score: by block, the sum (B, t) of the scores of this block and those before it that are read.
         gates: by block, the gates (B, n).
     """
 
@@ -46,7 +46,12 @@ class ForwardContext:
         self.relevance: dict[int, Tensor] = {}
         self.score: dict[int, Tensor] = {}
         self.gates: dict[int, Tensor] = {}
-        self.gate_score: dict[int, Tensor] = {}
+
+    def mean_score(self, first: int, last: int) -> Tensor:
+        """Mean (B, t) of the scores of the blocks from `first` to `last`."""
+        before = self.score.get(first - 1)
+        total = self.score[last] if before is None else self.score[last] - before
+        return total / (last - first + 1)
 
 
 class Adapter(nn.Module):
@@ -101,7 +106,8 @@ class DualPlug(Plug):
 
     Args:
         index: of the block, from 0.
-        first_scored: first block whose relevance is used to estimate the experience.
+        first_scored: first block whose scores calibrate the logits.
+        first_gated: first block with gates, if there are any.
         width: D.
         context: shared by all blocks and the classifier.
     """
@@ -114,10 +120,17 @@ class DualPlug(Plug):
     )
 
     def __init__(
-        self, index: int, first_scored: int, width: int, hyper: DualLoraHyper, context: ForwardContext
+        self,
+        index: int,
+        first_scored: int,
+        first_gated: int,
+        width: int,
+        hyper: DualLoraHyper,
+        context: ForwardContext,
     ) -> None:
         super().__init__()
-        self.index, self.first_scored, self.hyper, self.context = index, first_scored, hyper, context
+        self.index, self.first_scored, self.first_gated = index, first_scored, first_gated
+        self.hyper, self.context = hyper, context
         self.register_buffer("basis", torch.zeros(width, 0))
         self.register_buffer("basis_owner", torch.zeros(0, 0))
         self.register_buffer("mean_evidence", torch.zeros(0))
@@ -130,17 +143,14 @@ class DualPlug(Plug):
 
     @property
     def is_scored(self) -> bool:
-        """Whether the block's relevance is used to estimate the experience."""
-        posterior_used = self.hyper.calibration != "none" or self.hyper.gate == "posterior"
-        return posterior_used and self.index >= self.first_scored
+        """Whether the block's scores are read: by the gates from here on, or to calibrate the logits."""
+        calibrates = self.hyper.calibration != "none" and self.index >= self.first_scored
+        return calibrates or (self.hyper.gate == "posterior" and self.is_gated)
 
     @property
     def is_gated(self) -> bool:
         """Whether residual adapters are scaled by sample; they are merged otherwise."""
-        return self.hyper.gate == "relevance" or (
-            self.hyper.gate == "posterior"
-            and self.index >= self.first_gated + (self.hyper.gate_from == "previous")
-        )
+        return self.hyper.gate != "none" and self.index >= self.first_gated
 
     @property
     def needs_relevance(self) -> bool:
@@ -149,9 +159,8 @@ class DualPlug(Plug):
         While an experience is learnt it is known to be the newest: nothing is scored, and all adapters that
         the posterior would gate are open.
         """
-        used = self.hyper.gate == "relevance" or (
-            (self.is_scored or self.index >= self.first_gated) and not self.context.learning
-        )
+        own = self.hyper.gate == "relevance" and self.is_gated
+        used = own or (self.is_scored and not self.context.learning)
         return used and len(self.gate_threshold) > 0
 
     @property
@@ -213,13 +222,6 @@ class DualPlug(Plug):
         if not self.needs_relevance:
             return None
         e = relevance(rows, self.basis, self.basis_owner)
-        if self.index >= self.first_gated and not self.context.learning:
-            own = identity.scores(e, self.mean_evidence, self.hyper.score)
-            before = self.context.gate_score.get(self.index - 1)
-            if self.index == self.first_gated:
-                before = torch.zeros_like(own)
-            self.context.gate_before = before
-            self.context.gate_score[self.index] = before + own
         if self.is_scored and not self.context.learning:
             self.context.relevance[self.index] = e
             self.context.score[self.index] = self.total_score(e)
@@ -229,23 +231,21 @@ class DualPlug(Plug):
         return gates
 
     def total_score(self, e: Tensor) -> Tensor:
-        """Sum (B, t) of the scores of the scored blocks up to this one, whose relevance is e (B, t)."""
+        """Sum (B, t) of the scores of the blocks read up to this one, whose relevance is e (B, t)."""
         score = identity.scores(e, self.mean_evidence, self.hyper.score)
-        return score if self.index == self.first_scored else self.context.score[self.index - 1] + score
+        before = self.context.score.get(self.index - 1)
+        return score if before is None else before + score
 
     def gates(self, e: Tensor) -> Tensor | None:
         """Gates (B, n) of the finished experiences for the relevance e (B, t); None if all are open."""
+        if not self.is_gated:
+            return None
         if self.hyper.gate == "relevance":
             finished = e[:, : len(self.gate_threshold)]
             gates = (finished + TINY) / (self.gate_threshold + TINY)  # open where both are zero
             return gates.clamp(max=1.0)
-        if not self.is_gated:
-            return None
-        blocks = self.index - self.first_gated + 1
-        score = self.context.gate_score[self.index]
-        if self.hyper.gate_from == "previous":
-            blocks, score = blocks - 1, self.context.gate_before
-        pi = identity.softmax_posterior(score, self.hyper.tau * blocks)
+        s = self.context.mean_score(self.first_gated, self.index)
+        pi = identity.posterior(s, self.hyper.calibration, self.hyper.tau, self.hyper.theta)
         return 1 - (pi.cumsum(1) - pi)
 
     # ---- an experience -----------------------------------------------------------------------
@@ -258,17 +258,17 @@ class DualPlug(Plug):
             free = complement(taken)
             for target in self.hyper.targets:
                 self.orthogonal[target] = Adapter(free, self.hyper.rank)
-        if self.hyper.adapters != "orthogonal" and (self.is_gated or self.hyper.ungated != "none"):
+        if self.hyper.adapters != "orthogonal":
             for target in self.hyper.targets:
                 self.residual[target] = Adapter(self.residual_basis(own), self.hyper.rank)
 
     def residual_basis(self, own: Tensor) -> Tensor:
-        """The basis (D, k) that the residual adapter trains in, by the option `bases`."""
-        if (
-            self.hyper.bases == "own"
-            or self.basis.shape[1] == 0
-            or (not self.is_gated and self.hyper.ungated == "own")
-        ):
+        """The basis (D, k) that the residual adapter trains in.
+
+        Its own if it will be always on, because it must not change what earlier experiences see; otherwise
+        by the option `bases`.
+        """
+        if self.hyper.bases == "own" or not self.is_gated or self.basis.shape[1] == 0:
             return own
         return self.basis if self.hyper.bases == "old" else self.basis[:, self.basis_owner[:, -1] > 0]
 
@@ -320,9 +320,16 @@ class CalibratedHead(ClassHead):
         posterior: (B, t), of the last pass that was calibrated.
     """
 
-    def __init__(self, features: int, init: HeadInit, hyper: DualLoraHyper, context: ForwardContext) -> None:
+    def __init__(
+        self,
+        features: int,
+        init: HeadInit,
+        hyper: DualLoraHyper,
+        context: ForwardContext,
+        first_scored: int,
+    ) -> None:
         super().__init__(features, init)
-        self.hyper, self.context = hyper, context
+        self.hyper, self.context, self.first_scored = hyper, context, first_scored
         self.posterior: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -330,8 +337,8 @@ class CalibratedHead(ClassHead):
         logits = super().forward(x)
         if self.context.learning or self.hyper.calibration == "none":
             return logits
-        hyper, last = self.hyper, max(self.context.score)
-        s = self.context.score[last] / len(self.context.score)
+        hyper = self.hyper
+        s = self.context.mean_score(self.first_scored, max(self.context.score))
         self.posterior = identity.posterior(s, hyper.calibration, hyper.tau, hyper.theta)
         weights = identity.log_weights(self.posterior, hyper.calibration, hyper.beta, hyper.certain)
         return logits + weights[:, self.experience_of]

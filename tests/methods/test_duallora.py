@@ -32,7 +32,7 @@ CALIBRATIONS = ["none", "softmax", "hard", "stick"]
 FEATURES = ["cls_attn", "cls_in", "all_tokens"]
 # Room in the subspaces, and a learning rate at which two epochs change the features.
 SMALL: dict[str, Any] = {
-    **{"rank": RANK, "lr": 2e-2, "lamb": 0.8, "lame": 0.9, "capacity": 1.0},
+    **{"rank": RANK, "lr": 2e-2, "lamb": 0.8, "lame": 0.9, "capacity": 1.0, "experience_capacity": 1.0},
     **{"bases": "own", "gate": "relevance", "score_depth": 1.0},
 }
 
@@ -284,6 +284,38 @@ def test_merging_changes_only_the_adapted_rows_outside_the_earlier_bases(block):
         before = state
 
 
+@pytest.mark.parametrize("where", ["own", "old", "last"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gate": "posterior"},
+        {"gate": "posterior", "gate_depth": 0.5},
+        {"gate": "posterior", "score_depth": 0.5},
+        {"gate": "relevance", "gate_depth": 0.5},
+        {"gate": "none"},
+        {"gate": "none", "adapters": "residual"},
+        {"gate": "none", "exclude_own": True, "targets": "kv"},
+        {"gate": "posterior", "gate_depth": 0.5, "calibration": "none", "feature": "all_tokens"},
+    ],
+    ids=str,
+)
+def test_what_is_always_on_never_answers_to_what_earlier_experiences_need(options, where):
+    """In every block: a change that no gate scales is zero in the directions that were stored before it."""
+    learnt = learnt_with(bases=where, **options)
+    before, largest = learnt.after[0], 0.0
+    for t in range(1, EXPERIENCES):
+        after = learnt.after[t]
+        for block in range(BLOCKS):
+            stored = torch.cat(bases(before, block), 1)
+            assert stored.shape[1] >= RANK
+            for target in options.get("targets", "v"):
+                change = weight_of(after, block, target).double() - weight_of(before, block, target).double()
+                assert (change @ stored).abs().max() < 1e-6
+                largest = max(largest, float(change.abs().max()))
+        before = after
+    assert largest > 1e-3
+
+
 @every_block
 @pytest.mark.parametrize("where", ["own", "old", "last"])
 def test_the_residual_adapter_trains_inside_the_bases_it_was_given(where, block):
@@ -498,7 +530,7 @@ class ByHand:
     def __init__(self, model: VisionTransformer, hyper: Any) -> None:
         self.vit, self.hyper = deepcopy(model).double(), hyper
         self.learning = model.head.context.learning
-        self.depth = round(hyper.score_depth * BLOCKS)
+        self.depth, self.gated = round(hyper.score_depth * BLOCKS), round(hyper.gate_depth * BLOCKS)
         self.rows: list[list[Tensor]] = [[] for _ in model.blocks]
         self.outputs: list[list[Tensor]] = [[] for _ in model.blocks]
 
@@ -554,13 +586,14 @@ class ByHand:
         parts = [plug.basis[:, column > 0] for column in plug.basis_owner.T]
         e = [float((rows @ part).square().sum() / rows.square().sum()) for part in parts]
         self.relevance.append(e)
-        n = len(plug.gate_threshold)
+        n, first = len(plug.gate_threshold), BLOCKS - self.gated
+        if self.hyper.gate == "none" or i < first:
+            return [1.0] * n
         if self.hyper.gate == "relevance":
             return [min(e[j] / float(plug.gate_threshold[j]), 1.0) for j in range(n)]
-        first = BLOCKS - self.depth
-        if self.hyper.gate == "none" or self.learning or i < first:
+        if self.learning:
             return [1.0] * n
-        pi = softmax_by_hand(self.scores(slice(first, i + 1)), self.hyper.tau)
+        pi = posterior_by_hand(self.scores(slice(first, i + 1)), self.hyper)
         return [sum(pi[j:]) for j in range(n)]
 
     def scores(self, blocks: slice) -> list[float]:
@@ -649,11 +682,20 @@ def test_a_pass_of_the_third_experiences_training_by_hand(targets, gate, images)
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
 @pytest.mark.parametrize("score", ["share", "remaining"])
 @pytest.mark.parametrize(
-    ("score_depth", "gate"), [(1.0, "relevance"), (0.5, "relevance"), (0.5, "posterior")]
+    ("score_depth", "gate_depth", "gate"),
+    [
+        (1.0, 1.0, "relevance"),
+        (0.5, 1.0, "relevance"),
+        (0.5, 1.0, "posterior"),
+        (0.5, 0.5, "posterior"),
+        (1.0, 0.5, "posterior"),
+    ],
 )
-def test_calibrations_by_hand(calibration, score, score_depth, gate, images):
-    options = {"calibration": calibration, "score": score, "score_depth": score_depth, "gate": gate}
-    state = learnt_with(gate=gate, score_depth=score_depth).states[-1]
+def test_calibrations_by_hand(calibration, score, score_depth, gate_depth, gate, images):
+    """The gates use the posterior of the calibration in force."""
+    trained = {"score_depth": score_depth, "gate_depth": gate_depth, "gate": gate}
+    options = {"calibration": calibration, "score": score, **trained}
+    state = learnt_with(**trained).states[-1]
     method, model = restored(state, beta=0.7, certain=0.1, **options)
     check_by_hand(stirred(model), method.hyper, images)
 
@@ -737,20 +779,25 @@ def test_an_evaluation_is_one_pass_a_batch():
 
 
 @pytest.mark.parametrize(
-    ("score_depth", "gate", "calibration", "reads", "scored"),
+    ("score_depth", "gate_depth", "gate", "calibration", "reads", "scored"),
     [
-        (1.0, "none", "softmax", 2, [0, 1]),
-        (0.5, "none", "softmax", 1, [1]),
-        (0.01, "none", "softmax", 1, [1]),
-        (0.5, "relevance", "softmax", 2, [1]),
-        (1.0, "relevance", "none", 2, []),
-        (0.5, "posterior", "none", 1, [1]),
-        (0.5, "none", "none", 0, []),
+        (1.0, 1.0, "none", "softmax", 2, [0, 1]),
+        (0.5, 1.0, "none", "softmax", 1, [1]),
+        (0.01, 1.0, "none", "softmax", 1, [1]),
+        (0.5, 1.0, "relevance", "softmax", 2, [1]),
+        (0.5, 0.5, "relevance", "softmax", 1, [1]),
+        (1.0, 1.0, "relevance", "none", 2, []),
+        (0.5, 0.5, "posterior", "none", 1, [1]),
+        (0.5, 1.0, "posterior", "none", 2, [0, 1]),
+        (0.5, 1.0, "posterior", "softmax", 2, [0, 1]),
+        (1.0, 0.5, "posterior", "softmax", 2, [0, 1]),
+        (0.5, 1.0, "none", "none", 0, []),
     ],
 )
-def test_only_blocks_that_are_asked_look(score_depth, gate, calibration, reads, scored, images):
-    state = learnt_with(gate=gate, score_depth=score_depth).states[-1]
-    method, model = restored(state, score_depth=score_depth, gate=gate, calibration=calibration)
+def test_only_blocks_that_are_asked_look(score_depth, gate_depth, gate, calibration, reads, scored, images):
+    trained = {"gate": gate, "score_depth": score_depth, "gate_depth": gate_depth}
+    state = learnt_with(**trained).states[-1]
+    method, model = restored(state, calibration=calibration, **trained)
     read_out = Mock(wraps=features)
     with torch.no_grad(), patch.object(duallora_modules, "features", read_out):
         model(images)
@@ -803,9 +850,10 @@ def test_what_is_usual_is_measured_on_the_experiences_trained_features(block):
         assert threshold == pytest.approx(quantile, rel=1e-4)
 
 
-def room(capacity: float, taken: int, t: int) -> int:
-    """How many bases experience t may add: what is left, less `rank` for each one to come."""
-    return max(int(capacity * WIDTH) - taken - RANK * (EXPERIENCES - 1 - t), RANK)
+def room(capacity: float, taken: int, t: int, each: float = 1.0) -> int:
+    """How many bases experience t may add: its share, or what is left, less `rank` for each one to come."""
+    left = int(capacity * WIDTH) - taken - RANK * (EXPERIENCES - 1 - t)
+    return max(min(left, int(each * WIDTH)), RANK)
 
 
 @pytest.mark.parametrize("capacity", [0.1, 0.5, 1.0])
@@ -815,6 +863,15 @@ def test_an_experience_takes_what_room_is_left_but_keeps_some_for_those_to_come(
         assert diagnostics["bases_added"] == [room(capacity, taken, t)] * BLOCKS
         taken += room(capacity, taken, t)
     assert taken == max(int(capacity * WIDTH), RANK * EXPERIENCES)
+
+
+@pytest.mark.parametrize("each", [0.05, 0.25])
+def test_an_experience_takes_at_most_its_share_of_the_width_and_at_least_rank(each):
+    learnt, taken = learnt_with(experience_capacity=each, lamb=1.0, lame=1.0), 0
+    for t, diagnostics in enumerate(learnt.diagnostics):
+        assert diagnostics["bases_added"] == [room(1.0, taken, t, each)] * BLOCKS
+        taken += room(1.0, taken, t, each)
+    assert taken == EXPERIENCES * max(int(each * WIDTH), RANK)
 
 
 class Looking(SupervisedPlugin):
@@ -939,7 +996,7 @@ def test_what_an_earlier_evaluation_showed_is_not_told_of_a_later_experience():
 
 def test_a_block_without_gates_is_told_as_always_open():
     method, model = restored(
-        learnt_with(gate="posterior", score_depth=0.5).states[-1], gate="posterior", score_depth=0.5
+        learnt_with(gate="posterior", gate_depth=0.5).states[-1], gate="posterior", gate_depth=0.5
     )
     learner(model, method).eval(stream().test_stream)
     diagnostics = method.diagnostics()

@@ -235,7 +235,7 @@ def vote(choices: Tensor, size: int) -> Tensor:
 
     The last group is smaller where the rows do not divide.
     """
-    return torch.cat([most_frequent(group) for group in choices.split(size)])
+    return torch.cat([most_frequent(group) for group in torch.split(choices, size)])
 
 
 def most_frequent(choices: Tensor) -> Tensor:

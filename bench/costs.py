@@ -205,6 +205,7 @@ class Cost(FrozenModel):
         peak_memory: of training and of inference.
         latency: inference, by number of experiences learnt and batch size; null until it is timed.
         conditions: under which `latency` was measured.
+        unmeasured: by quantity, why it is null although it should have been measured or recorded.
     """
 
     experiences: list[ExperienceCost] = Field([])
@@ -212,6 +213,7 @@ class Cost(FrozenModel):
     peak_memory: PeakMemory | None = None
     latency: list[Latency] | None = None
     conditions: TimingConditions | None = None
+    unmeasured: dict[str, str] = Field({})
 
     @model_validator(mode="after")
     def _latency_has_its_conditions(self) -> Cost:

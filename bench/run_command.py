@@ -21,6 +21,7 @@ from bench.grid.plan import (
     PlannedCell,
     cells_to_run,
     changed_data,
+    check_backbones,
     check_images,
     notes_on_data,
     plan,
@@ -87,6 +88,7 @@ def _plan_grid(settings: Settings, executor: ExecutorClass, inputs: Inputs, skip
     existing = existing_records(results, planned)
     statuses = {} if settings.rerun == "all" else {cell: entry.status for cell, entry in existing.items()}
     todo = list(cells_to_run(planned, statuses, settings.rerun))
+    check_backbones(todo, inputs)
     records = read_readable(results)[0] if results.is_dir() else []
     seconds = seconds_by_cell(todo, records)
     changed = changed_data([item.cell for item in planned if item.cell.id not in existing], records)

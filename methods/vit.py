@@ -129,11 +129,32 @@ def open_seams(vit: VisionTransformer) -> list[SeamAttention]:
     """Give every block's attention a slot for a plug, in place; return them in order of depth.
 
     Raises:
-        UsageError: if `vit` is not a timm VisionTransformer with its standard attention.
+        UsageError: if `vit` is not a timm VisionTransformer with its standard attention, or does not give its
+            classifier one vector per image.
     """
     if not isinstance(vit, VisionTransformer):
         raise UsageError(f"methods need a timm VisionTransformer, got {type(vit).__name__}")
-    return [_open(block.attn) for block in vit.blocks]
+    if type(vit).forward_head is not VisionTransformer.forward_head:
+        raise UsageError(
+            f"cannot open a {type(vit).__name__}, which classifies in its own way, as a distilled ViT does "
+            "with two heads; legal: timm's vit_* models with one classifier"
+        )
+    if not vit.global_pool:
+        raise UsageError(
+            "the backbone has no pooling, so that its classifier reads every token; legal: a pooling such as "
+            "token, avg or map"
+        )
+    return [_open(_attention_of(block)) for block in vit.blocks]
+
+
+def _attention_of(block: nn.Module) -> nn.Module:
+    attention = getattr(block, "attn", None)
+    if not isinstance(attention, nn.Module):
+        raise UsageError(
+            f"cannot open a {type(block).__name__}, in which attention is no part of its own, as in parallel "
+            "blocks; legal: timm's vit_* models with its standard blocks"
+        )
+    return attention
 
 
 def _open(attention: nn.Module) -> SeamAttention:

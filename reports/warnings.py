@@ -16,7 +16,14 @@ ENOUGH_ROUNDS = 3
 
 def warnings(group: Group) -> list[str]:
     """Warnings that qualify the group's results."""
-    return [*_subset(group), *_recorded(group), *_equality(group), *_timing(group), *_code(group)]
+    return [
+        *_subset(group),
+        *_recorded(group),
+        *_equality(group),
+        *_unmeasured(group),
+        *_timing(group),
+        *_code(group),
+    ]
 
 
 def unfinished(group: Group) -> list[str]:
@@ -113,6 +120,22 @@ def _resumed(group: Group) -> list[str]:
         "These cells were interrupted and resumed, so their training time and training memory come from "
         f"several processes; on a CPU, everything else is as in an uninterrupted run: {'; '.join(cells)}."
     ]
+
+
+# ---- faults of probes --------------------------------------------------------------------------
+
+
+def _unmeasured(group: Group) -> list[str]:
+    """What could not be measured, each with its reason and the methods it concerns."""
+    faults = sorted({fault for record in group.done for fault in cost_of(record).unmeasured.items()})
+    return [
+        f"Not measured: {quantity} ({_methods(group, _has_fault(quantity, reason))}), because of {reason}"
+        for quantity, reason in faults
+    ]
+
+
+def _has_fault(quantity: str, reason: str) -> Callable[[Record], bool]:
+    return lambda record: cost_of(record).unmeasured.get(quantity) == reason
 
 
 # ---- timing ------------------------------------------------------------------------------------

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from methods.errors import MissingError, UsageError, unknown
+from methods.errors import MissingError, UsageError, abbreviate, unknown
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
 
@@ -227,14 +228,11 @@ def _check_size(tag: str, model: Any, image_size: int) -> None:
 
 
 def _load(model: Any, backbone: Backbone) -> None:
-    from safetensors.torch import load_file
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    try:
-        raw = load_file(str(backbone.weights))
-    except Exception as error:  # safetensors' own error type is not public
-        raise UsageError(f"{backbone.weights} is not a readable safetensors file: {error}") from None
-    state = {k: v.float() for k, v in raw.items() if not k.startswith("head")}
+    assert backbone.weights is not None
+    tensors = _without_wrapper(_read_tensors(backbone.weights))
+    state = {k: v.float() for k, v in tensors.items() if not k.startswith("head")}
     expected = {k: v.shape for k, v in model.state_dict().items()}
     flexible = {"pos_embed"}
     differing = sorted(state.keys() ^ expected.keys()) + sorted(
@@ -245,4 +243,65 @@ def _load(model: Any, backbone: Backbone) -> None:
             f"{backbone.weights} holds weights of another architecture than {backbone.tag}: "
             f"{len(differing)} tensors differ, first {', '.join(differing[:3])}; give the matching --backbone"
         )
+    _check_finite(backbone.weights, state)
     model.load_state_dict(checkpoint_filter_fn(state, model))
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        UsageError: if it is none; for a file of `torch.save`, with the command that converts it.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except Exception as error:  # safetensors' own error type is not public
+        problem = (
+            _conversion(path) if _is_torch_file(path) else f"is not a readable safetensors file: {error}"
+        )
+        raise UsageError(f"{path} {problem}") from None
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether `torch.save` wrote it: an archive with a pickle in it or, before torch 1.6, a pickle."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not zipfile.is_zipfile(path):
+        return start == b"\x80\x02"
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("data.pkl") for name in archive.namelist())
+
+
+def _conversion(path: Path) -> str:
+    target = path.with_suffix(".safetensors")
+    return (
+        "is a file of torch.save, and safetensors are needed; convert it with: "
+        'python -c "import torch, safetensors.torch as s; '
+        f"w = torch.load('{path}', map_location='cpu', weights_only=True); "
+        "w = w.get('model', w.get('state_dict', w)); "
+        f"s.save_file({{k: v.clone() for k, v in w.items()}}, '{target}')\""
+    )
+
+
+def _without_wrapper(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors by their names in the model itself.
+
+    DataParallel puts "module." before each name, torch.compile "_orig_mod.", a training script perhaps
+    "model."; a ViT has no part in which all its tensors are.
+    """
+    first = next(iter(tensors), "").partition(".")[0] + "."
+    if not all(name.startswith(first) for name in tensors):
+        return dict(tensors)
+    inner = {name.removeprefix(first): tensor for name, tensor in tensors.items()}
+    return _without_wrapper(inner) if inner else {}
+
+
+def _check_finite(path: Path, state: Mapping[str, Any]) -> None:
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UsageError(
+            f"{path} holds numbers that are not finite, in {len(broken)} of {len(state)} tensors: "
+            f"{abbreviate(sorted(broken), 3)}; get an intact file, whose checksum is its publisher's"
+        )

@@ -50,7 +50,6 @@ class Inputs:
         self._benchmark = cache(_open_benchmark)
         self._dataset = cache(self._open_dataset)
         self._backbone = cache(self._find_backbone)
-        self._checked = cache(self._build_once)
         self._notes = cache(self._read_notes)
         self._images = lru_cache(maxsize=1)(self._decode)
 
@@ -113,14 +112,6 @@ class Inputs:
         """
         return self._backbone(cell.protocol.backbone)
 
-    def check_backbone(self, cell: Cell) -> None:
-        """Build the backbone once, so that unsuitable weights or sizes are reported before any work is done.
-
-        Raises:
-            UsageError: if the weights, the image size or the activation do not suit the architecture.
-        """
-        self._checked(cell.protocol.backbone, cell.protocol.image_size, cell.protocol.gelu)
-
     def build_backbone(self, cell: Cell) -> Any:
         """The timm ViT of the cell's protocol, without a classifier: what is trained, and the plain ViT."""
         return backbone.build(self.backbone(cell), cell.protocol.image_size, cell.protocol.gelu)
@@ -134,9 +125,6 @@ class Inputs:
 
     def _find_backbone(self, tag: str) -> Backbone:
         return backbone.resolve(tag, self.paths.weights, self.paths.roots)
-
-    def _build_once(self, tag: str, image_size: int, gelu: str) -> None:
-        backbone.build(self._backbone(tag), image_size, gelu)
 
     def _decode(self, cell: Cell) -> Arrays:
         crop = self.benchmark(cell).eval_crop

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from bench.costs import Cost, ExperienceCost, PeakMemory
+from bench.probes.guard import measured
 from bench.record import Diagnostic
 from methods.errors import UsageError, describe_validation
 
@@ -26,6 +28,7 @@ class Measurements:
         diagnostic_help: what these names mean.
         memory: the peak of all trainings.
         resumed: for each time the cell was resumed, the number of tasks already learnt.
+        unmeasured: what could not be measured or recorded: by quantity, the error.
     """
 
     started: str
@@ -37,6 +40,7 @@ class Measurements:
     memory: PeakMemory | None = None
     plain_flops: int | None = None
     resumed: list[int] = field(default_factory=list)
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
     @property
     def experiences(self) -> int:
@@ -64,30 +68,50 @@ def higher(a: PeakMemory | None, b: PeakMemory | None) -> PeakMemory | None:
 
 
 def results_of(measurements: Measurements) -> dict[str, Any]:
-    """The fields of a record that only a finished cell has, by name.
-
-    Raises:
-        UsageError: if the method's diagnostics cannot be recorded.
-    """
+    """The fields of a record that only a finished cell has, by name."""
+    unmeasured = dict(measurements.unmeasured)
     return {
         "correct": measurements.correct,
         "counts": measurements.counts,
-        "diagnostics": _diagnostics(measurements),
+        "diagnostics": _diagnostics(measurements, unmeasured),
         "cost": Cost(
             experiences=measurements.costs,
             plain_flops=measurements.plain_flops,
             peak_memory=measurements.memory,
+            unmeasured=unmeasured,
         ),
     }
 
 
-def _diagnostics(measurements: Measurements) -> dict[str, Diagnostic] | None:
-    """For each name one value per task, null where a task has none; None without any name."""
+def checked_diagnostics(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of a method's diagnostics, if a checkpoint can hold them.
+
+    Raises:
+        TypeError: if it cannot, as with tensors.
+    """
+    json.dumps(dict(values))
+    return values
+
+
+def _diagnostics(measurements: Measurements, unmeasured: dict[str, str]) -> dict[str, Diagnostic] | None:
+    """For each name one value per task, null where a task has none; None without any name.
+
+    One that cannot be recorded is left out, with the reason in `unmeasured`: it costs no result.
+    """
     names = sorted({name for values in measurements.diagnostics for name in values})
-    return {name: _diagnostic(name, measurements) for name in names} or None
+    made = {
+        name: measured(f"diagnostic {name}", partial(_diagnostic, name, measurements), unmeasured)
+        for name in names
+    }
+    return {name: diagnostic for name, diagnostic in made.items() if diagnostic is not None} or None
 
 
 def _diagnostic(name: str, measurements: Measurements) -> Diagnostic:
+    """The entries of a diagnostic.
+
+    Raises:
+        UsageError: if they cannot be recorded.
+    """
     if name not in measurements.diagnostic_help:
         raise UsageError(
             f"diagnostics() of the method returns '{name}', which its `diagnostic_help` does not explain; "

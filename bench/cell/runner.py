@@ -23,13 +23,14 @@ from bench.cell import checkpoint, resume
 from bench.cell.batches import AUGMENTATIONS, Pipeline, clean
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import RunContext, manifest_of, now
-from bench.cell.measurements import Measurements, higher, results_of
+from bench.cell.measurements import Measurements, checked_diagnostics, higher, results_of
 from bench.cell.progress import Observer, ProgressUpdate
 from bench.cell.resume import CellRun
 from bench.cell.rng import generator, seed_everything
 from bench.cell.strategy import (
     SCHEDULES,
     DivergedError,
+    FiniteLogits,
     FiniteLoss,
     PredictionCollector,
     ProgressReporter,
@@ -41,6 +42,7 @@ from bench.costs import Cost, ExperienceCost, PeakMemory
 from bench.predictions import Predictions
 from bench.probes.energy import counter_of
 from bench.probes.flops import flops_of
+from bench.probes.guard import measured
 from bench.probes.memory import PeakMemoryTracker
 from bench.probes.sizes import size_of
 from bench.probes.training import Phases, PhaseTimer, phases_of
@@ -152,7 +154,9 @@ def train_and_evaluate(
             _run_experience(run, cell, stream[task], seen, memory, measurements, observe)
             if _is_evaluated(run, cell, task):  # before that, a method that trains jointly has learnt nothing
                 save(run, cell, folder, measurements)
-        measurements.plain_flops = _plain_flops(cell, inputs)
+        measurements.plain_flops = measured(
+            "plain_flops", lambda: _plain_flops(cell, inputs), measurements.unmeasured
+        )
     return run, measurements
 
 
@@ -170,9 +174,9 @@ def _run_experience(
     observe: Observer,
 ) -> None:
     """Learn a task, evaluate on the classes seen so far, and add the measurements."""
-    task = measurements.experiences
+    task, faults = measurements.experiences, measurements.unmeasured
     with memory.track():
-        cost = _train(run.strategy, experience)
+        cost = _train(run.strategy, experience, faults)
     row: list[int | None] = [None] * cell.tasks
     if _is_evaluated(run, cell, task):
         observe(ProgressUpdate("evaluating", task + 1, cell.tasks))
@@ -183,8 +187,9 @@ def _run_experience(
         run.predicted[task] = predicted.to(torch.int32)
         row = _row(predicted, true, cell.task_sizes or (), task)
     measurements.correct.append(row)
-    measurements.diagnostics.append(run.method.diagnostics())
-    measurements.costs.append(_with_sizes(cost, run, cell.protocol.image_size))
+    diagnostics = measured("diagnostics", lambda: checked_diagnostics(run.method.diagnostics()), faults)
+    measurements.diagnostics.append(diagnostics or {})
+    measurements.costs.append(_with_sizes(cost, run, cell.protocol.image_size, faults))
     measurements.memory = higher(measurements.memory, _training_memory(memory))
 
 
@@ -219,18 +224,19 @@ def _check_unchanged(problem: str, actual: str, planned: str | None) -> None:
         )
 
 
-def _train(strategy: Strategy, experience: Any) -> ExperienceCost:
+def _train(strategy: Strategy, experience: Any, faults: dict[str, str]) -> ExperienceCost:
     """Learn an experience; returns what that cost."""
-    counter = counter_of(strategy.device)
-    before = counter() if counter else None
+    counter = measured("energy_joules", lambda: counter_of(strategy.device), faults)
+    before = measured("energy_joules", counter, faults) if counter else None
     seconds = _seconds(strategy, lambda: strategy.train(experience))
     phases: Phases = phases_of(strategy)
+    after = measured("energy_joules", counter, faults) if counter else None
     return ExperienceCost(
         train_seconds=seconds,
         prepare_seconds=phases.prepare,
         consolidate_seconds=phases.consolidate,
         train_images=phases.images,
-        energy_joules=counter() - before if counter and before is not None else None,
+        energy_joules=None if after is None or before is None else after - before,
     )
 
 
@@ -243,20 +249,32 @@ def _seconds(strategy: Strategy, function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _with_sizes(cost: ExperienceCost, run: CellRun, image_size: int) -> ExperienceCost:
+def _with_sizes(
+    cost: ExperienceCost, run: CellRun, image_size: int, faults: dict[str, str]
+) -> ExperienceCost:
     """Add the sizes of the method, and the operations of a prediction, after the experience."""
-    deployed = deployed_copy(run.strategy, run.method)
-    stored_size, deployed_size = size_of(run.method.state().values()), size_of(deployed.state_dict().values())
-    groups = run.strategy.optimizer.param_groups
-    sizes = {
-        "trainable": sum(parameter.numel() for group in groups for parameter in group["params"]),
-        "stored": stored_size.elements,
-        "stored_bytes": stored_size.bytes,
-        "deployed": deployed_size.elements,
-        "deployed_bytes": deployed_size.bytes,
-        "flops": flops_of(deployed, images_like(1, image_size, run.strategy.device)),
-    }
+    deployed = measured("deployed", lambda: deployed_copy(run.strategy, run.method), faults)
+    sizes: dict[str, int] = measured("stored", lambda: _sizes(run), faults) or {}
+    if deployed is not None:
+        deployed_size, images = (
+            size_of(deployed.state_dict().values()),
+            images_like(1, image_size, run.strategy.device),
+        )
+        sizes |= {"deployed": deployed_size.elements, "deployed_bytes": deployed_size.bytes}
+        flops = measured("flops", lambda: flops_of(deployed, images), faults)
+        sizes |= {} if flops is None else {"flops": flops}
     return cost.model_copy(update=sizes)
+
+
+def _sizes(run: CellRun) -> dict[str, int]:
+    """What the method trains and what it keeps beside the backbone."""
+    stored = size_of(run.method.state().values())
+    groups = run.strategy.optimizer.param_groups
+    return {
+        "trainable": sum(parameter.numel() for group in groups for parameter in group["params"]),
+        "stored": stored.elements,
+        "stored_bytes": stored.bytes,
+    }
 
 
 def deployed_copy(strategy: Strategy, method: Any) -> Any:
@@ -325,7 +343,7 @@ def build_run(cell: Cell, inputs: Inputs, observe: Observer) -> CellRun:
     seed_everything(cell.seed)  # building may have drawn random numbers; the method starts from the seed
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
-    plugins = [FiniteLoss(), PredictionCollector(), reporter]
+    plugins = [FiniteLoss(), FiniteLogits(cell.task_sizes or ()), PredictionCollector(), reporter]
     return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins)
 
 

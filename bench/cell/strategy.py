@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -142,7 +144,7 @@ class Schedule(Plugin):
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss, or the logits of an image, are no longer finite numbers."""
 
 
 class FiniteLoss(Plugin):
@@ -156,6 +158,31 @@ class FiniteLoss(Plugin):
                 f"the loss became {loss} in task {clock.train_exp_counter + 1}, "
                 f"epoch {clock.train_exp_epochs + 1}, step {clock.train_epoch_iterations + 1}; "
                 "a lower learning rate may help"
+            )
+
+
+class FiniteLogits(Plugin):
+    """Stops a run whose logits are not finite: a class would be predicted all the same, as if it were known.
+
+    Minus infinity is legal for a class that the method rules out, but not for all classes at once.
+
+    Args:
+        task_sizes: the number of classes of each task; labels count the classes in the order learnt.
+    """
+
+    def __init__(self, task_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.last_classes = list(accumulate(task_sizes))
+
+    def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        highest = strategy.mb_output.amax(1)
+        broken = ~highest.isfinite()
+        if broken.any():
+            label, value = strategy.mb_y[broken][0].item(), highest[broken][0].item()
+            learnt, task = strategy.clock.train_exp_counter, bisect_right(self.last_classes, label) + 1
+            raise DivergedError(
+                f"the logits became {value} in the evaluation after task {learnt}, on the test images of "
+                f"task {task}; a lower learning rate may help, where the method trains"
             )
 
 

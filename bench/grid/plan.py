@@ -16,6 +16,7 @@ from bench.benchmarks.splits import ORDERS, listed_order
 from bench.cell import backbone
 from bench.cell.inputs import Inputs
 from bench.cell.steps import small_batches
+from bench.cell.suitability import check_cells
 from bench.options import read_options
 from bench.record import Record
 from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
@@ -149,7 +150,6 @@ def _completed(cell: Cell, inputs: Inputs, order_file: Path | None) -> Cell:
     if cell.protocol.class_order == "listed":
         cell = cell.model_copy(update={"class_order": _listed(cell, inputs, order_file)})
     split, weights = inputs.split(cell), inputs.backbone(cell)
-    inputs.check_backbone(cell)
     return cell.model_copy(
         update={
             "task_sizes": split.task_sizes,
@@ -225,6 +225,16 @@ def resolve_device(requested: str, remote: bool) -> Device:
     if requested == "cuda" and not (available or remote):
         raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     return "cuda" if requested == "cuda" else "cpu"
+
+
+def check_backbones(planned: Sequence[PlannedCell], inputs: Inputs) -> None:
+    """Open the backbones of all cells and attach their methods, so that one that does not fit is reported
+    before training starts.
+
+    Raises:
+        UsageError: if weights, an image size or a method do not suit a backbone.
+    """
+    check_cells([item.cell for item in planned if item.missing is None], inputs.build_backbone)
 
 
 def check_images(planned: Sequence[PlannedCell], inputs: Inputs) -> None:

@@ -489,3 +489,15 @@ def _config(folder: Path, name: str) -> Path:
     path = folder / "grid.toml"
     path.write_text(f'benchmarks = ["image-folder"]\n[set]\nimage-folder.path = "{name}"\n')
     return path
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_method_that_does_not_fit_the_backbone_is_refused_before_anything_is_run(dry, cli, tmp_path):
+    grid = ("--methods", "ncm,duallora", "--backbone", "test_vit2.r160_in1k", "--image-size", "160")
+    status, out, err = cli("run", *grid, *dry, *TINY)
+    assert status == 2
+    assert (
+        "duallora on the backbone test_vit2.r160_in1k cannot be used: duallora reads the class token" in err
+    )
+    assert out == ""
+    assert not (tmp_path / "results").exists()

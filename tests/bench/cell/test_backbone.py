@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -126,4 +130,52 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
     path = tmp_path / "wide.safetensors"
     save_file({k: v.clone() for k, v in wide.state_dict().items()}, str(path))
     with pytest.raises(UsageError, match=r"another architecture .* blocks.0.mlp.fc1"):
+        build(resolve(MICRO_NAME, str(path), []), 32)
+
+
+def packaged(**changes):
+    return {key: changes.get(key, tensor) for key, tensor in load_file(str(MICRO_WEIGHTS)).items()}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(bad, tmp_path):
+    path = tmp_path / "broken.safetensors"
+    weight = packaged()["norm.weight"].clone()
+    weight[3] = bad
+    save_file(packaged(**{"norm.weight": weight}), str(path))
+    with pytest.raises(UsageError, match=r"not finite, in 1 of 78 tensors: norm.weight; get an intact file"):
+        build(resolve(MICRO_NAME, str(path), []), 32)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_what_a_wrapper_puts_before_each_name_is_no_part_of_it(prefix, tmp_path):
+    path = tmp_path / "wrapped.safetensors"
+    save_file({f"{prefix}{key}": tensor for key, tensor in packaged().items()}, str(path))
+    wrapped, own = build(resolve(MICRO_NAME, str(path), []), 32), build(resolve(MICRO_NAME, None, []), 32)
+    assert all(torch.equal(wrapped.state_dict()[key], own.state_dict()[key]) for key in own.state_dict())
+
+
+def nested(content):
+    return {"model": content, "epoch": 3}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "pickle"])
+@pytest.mark.parametrize("wrap", [dict, nested], ids=["flat", "nested"])
+def test_a_file_of_torch_save_is_answered_with_a_command_that_converts_it(wrap, legacy, tmp_path):
+    path = tmp_path / "vit.pth"
+    torch.save(wrap(packaged()), path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UsageError, match=r"is a file of torch.save, .* convert it with: python -c") as error:
+        build(resolve(MICRO_NAME, str(path), []), 32)
+    command = shlex.split(str(error.value).partition("convert it with: ")[2])
+    assert command[:2] == ["python", "-c"]
+    exec(command[2], {})
+    converted = build(resolve(MICRO_NAME, str(path.with_suffix(".safetensors")), []), 32)
+    own = build(resolve(MICRO_NAME, None, []), 32)
+    assert torch.equal(converted.state_dict()["norm.weight"], own.state_dict()["norm.weight"])
+
+
+def test_another_archive_is_no_file_of_torch(tmp_path):
+    path = tmp_path / "vit.npz"
+    np.savez(path, x=np.zeros(1))
+    with pytest.raises(UsageError, match="is not a readable safetensors file"):
         build(resolve(MICRO_NAME, str(path), []), 32)

@@ -11,6 +11,7 @@ import pytest
 
 from bench.benchmarks.base import DATA_VARIABLE
 from bench.cell.inputs import Inputs, Paths, paths_from
+from bench.cell.suitability import check_cells
 from bench.spec import Cell, Choice, Component, settings_from
 from methods.errors import MissingError, UsageError
 from tests.bench.cell.conftest import plan_cell
@@ -124,13 +125,13 @@ def test_missing_weights_are_reported(cell: Cell, paths: Paths, tmp_path: Path) 
 
 def test_an_image_size_that_does_not_suit_the_backbone_is_refused(cell: Cell, paths: Paths) -> None:
     inputs = Inputs(paths)
-    inputs.check_backbone(cell)
+    check_cells([cell], inputs.build_backbone)
     with pytest.raises(UsageError, match="legal are multiples of its patch size, 4"):
-        inputs.check_backbone(with_protocol(cell, image_size=30))
+        check_cells([with_protocol(cell, image_size=30)], inputs.build_backbone)
 
 
 def test_weights_of_another_architecture_are_refused(cell: Cell, paths: Paths, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"no weights")
     with pytest.raises(UsageError, match="is not a readable safetensors file"):
-        Inputs(replace(paths, weights=str(other))).check_backbone(cell)
+        check_cells([cell], Inputs(replace(paths, weights=str(other))).build_backbone)

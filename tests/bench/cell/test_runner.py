@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from bench import predictions
 from bench.benchmarks.splits import Split
+from bench.cell import runner
 from bench.cell.inference import deployed_model
 from bench.cell.measurements import Measurements, results_of
 from bench.cell.progress import ignore
@@ -19,7 +21,6 @@ from bench.cell.runner import CellResult, build_run, eval_batch, plain_vit, pred
 from bench.predictions import Predictions
 from bench.record import Diagnostic, Record
 from methods.dualprompt import DualPrompt
-from methods.errors import UsageError
 from methods.joint import Joint
 from methods.ncm import Ncm
 from tests.bench.cell.conftest import CONTEXT, plan_cell
@@ -35,8 +36,8 @@ MEANINGS = {
 def run(tmp_path: Path) -> Callable[..., CellResult]:
     """Run a method on three tasks."""
 
-    def result_of(method: str, **changes: Any) -> CellResult:
-        cell, inputs = plan_cell(method, tmp_path / "results", **changes)
+    def result_of(method: str, folder: str = "results", **changes: Any) -> CellResult:
+        cell, inputs = plan_cell(method, tmp_path / folder, **changes)
         return run_cell(cell, inputs.paths, CONTEXT, ignore)
 
     return result_of
@@ -123,30 +124,60 @@ WRONG: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize(("by_task", "complaint"), WRONG.values(), ids=WRONG.keys())
-def test_diagnostics_that_cannot_be_recorded_are_refused(
+def test_diagnostics_that_cannot_be_recorded_are_left_out_with_the_reason(
     by_task: list[dict[str, Any]], complaint: str
 ) -> None:
-    with pytest.raises(UsageError) as caught:
-        diagnostics_of(*by_task)
-    assert complaint in str(caught.value)
+    usable = [{"evaluations": 1.0} | values for values in by_task]
+    measurements = Measurements("2025-01-31T12:00:00+00:00", diagnostics=usable, diagnostic_help=MEANINGS)
+    results = results_of(measurements)
+    assert list(results["diagnostics"]) == ["evaluations"]
+    ((quantity, reason),) = results["cost"].unmeasured.items()
+    assert quantity.startswith("diagnostic ")
+    assert complaint in reason
 
 
 def test_the_complaint_says_what_a_method_may_return() -> None:
-    with pytest.raises(UsageError, match="return a finite number, a list with one number per block, a table"):
-        diagnostics_of({"choices": "many"})
+    measurements = Measurements("2025-01-31T12:00:00+00:00", diagnostics=[{"choices": "many"}])
+    (reason,) = results_of(replace(measurements, diagnostic_help=MEANINGS))["cost"].unmeasured.values()
+    assert "return a finite number, a list with one number per block, a table" in reason
 
 
-def test_a_method_whose_diagnostics_cannot_be_recorded_makes_its_cell_fail(
+def broken(*arguments: Any, **options: Any) -> NoReturn:
+    raise AssertionError("Expected gradient function to be set")
+
+
+#: What can fail beside training and evaluation, and what it leaves null.
+FAULTS: dict[str, tuple[Any, str, set[str]]] = {
+    "operations": (runner, "flops_of", {"flops", "plain_flops"}),
+    "a copy for deployment": (Ncm, "merge", {"deployed"}),
+    "energy": (runner, "counter_of", {"energy_joules"}),
+    "sizes": (runner, "_sizes", {"stored"}),
+    "diagnostics": (Ncm, "diagnostics", {"diagnostics"}),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "unmeasured"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_of_a_probe_costs_no_result(
+    owner: Any, name: str, unmeasured: set[str], run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run("ncm").record
+    monkeypatch.setattr(owner, name, broken)
+    record = run("ncm", folder="again").record
+    assert record.done
+    assert record.correct == whole.correct
+    assert set(record.cost.unmeasured) == unmeasured
+    assert set(record.cost.unmeasured.values()) == {"AssertionError: Expected gradient function to be set"}
+
+
+def test_a_diagnostic_that_a_checkpoint_cannot_hold_costs_no_result(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Ncm, "diagnostics", lambda self: {"per_block": [1.0, NAN]})
+    monkeypatch.setattr(Ncm, "diagnostics", lambda self: {"per_block": torch.ones(2)})
     monkeypatch.setattr(Ncm, "diagnostic_help", MEANINGS)
-    result = run("ncm")
-    assert result.record.status == "failed"
-    assert "returns 'per_block' in a form that cannot" in result.record.reason
-    assert result.record.diagnostics is None
-    assert result.predictions is None
-    assert "UsageError" in result.traceback
+    record = run("ncm").record
+    assert record.done
+    assert record.diagnostics is None
+    assert "Tensor is not JSON serializable" in record.cost.unmeasured["diagnostics"]
 
 
 # ---- the backbone, and what batches are of ----------------------------------------------------------------

@@ -12,6 +12,7 @@ from bench.cell.batches import Pipeline, clean
 from bench.cell.strategy import (
     SCHEDULES,
     DivergedError,
+    FiniteLogits,
     FiniteLoss,
     PredictionCollector,
     ProgressReporter,
@@ -122,6 +123,28 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(bad):
     with pytest.raises(DivergedError, match=f"became {bad} in task 1, epoch 1, step 1"):
         strategy.train(first)
     assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_end_the_evaluation_and_say_of_which_task(bad):
+    strategy = make("fp32", FiniteLogits((2, 2, 2)))
+    x, y = arrays(per_class=5)
+    for experience in experiences(x, y, (2, 2, 2))[:2]:
+        strategy.train(experience)
+    forward = strategy.forward
+    strategy.forward = lambda: forward().masked_fill(strategy.mb_y[:, None] >= 2, bad)
+    with pytest.raises(DivergedError, match=f"became {bad} in the evaluation after task 2, .* of task 2;"):
+        strategy.eval([union(x, y, 4)])
+
+
+def test_logits_of_classes_that_are_ruled_out_may_be_minus_infinity():
+    strategy = make("fp32", FiniteLogits((2, 2, 2)), PredictionCollector())
+    x, y = arrays(per_class=5)
+    strategy.train(experiences(x, y, (2, 2, 2))[0])
+    forward = strategy.forward
+    strategy.forward = lambda: forward().index_fill(1, torch.tensor([1]), -math.inf)
+    strategy.eval([union(x, y, 2)])
+    assert set(strategy.predictions()[0].tolist()) == {0}
 
 
 def test_bf16_is_used_for_the_pass_and_logits_are_in_fp32():

@@ -46,6 +46,13 @@ def test_counting_leaves_no_gradient_and_draws_no_random_number() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("pool", ["token", "avg", "avgmax", "max", "map", "prr"])
+def test_every_pooling_is_counted_and_goes_on_to_be_trained(pool: str) -> None:
+    model = tiny_vit(global_pool=pool)
+    assert flops_of(model, torch.zeros(1, 3, 16, 16)) >= flops_of(tiny_vit(), torch.zeros(1, 3, 16, 16))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("dtype", "elements", "size"), [(torch.float32, 6, 24), (torch.bfloat16, 6, 12), (torch.int64, 0, 48)]
 )

@@ -22,7 +22,7 @@ from bench.output import print_any_sign
 from bench.record import read_readable
 from bench.spec import read_toml, run_options, settings_from
 from bench.storage import StorageError
-from methods.errors import UsageError, one_line, plain_name, quote
+from methods.errors import UsageError, abbreviate, one_line, plain_name, quote
 from methods.registry import METHODS, Entry
 
 DONE, SOME_FAILED, NOT_UNDERSTOOD = 0, 1, 2
@@ -245,11 +245,14 @@ def _check_results(folder: Path) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """Write a report of the records of a folder."""
+    from reports.folder import strangers
     from reports.report import write_report
 
     records, complaints = read_readable(options.results)
     path = write_report(records, options.out or options.results / "report", complaints)
     print(f"report: {path} (records: {len(records)})")
+    if others := strangers(path.parent):
+        print(f"not of this report, left alone: {abbreviate(others, 5)}")
     for complaint in complaints:
         print(f"not in the report: {complaint}", file=sys.stderr)
     return SOME_FAILED if complaints else DONE

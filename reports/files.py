@@ -9,16 +9,12 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reports import costs, latex, published, tables
 from reports.groups import Group
 from reports.tables import Table
 from reports.text import slug, spreadsheet
-
-TABLES_FOLDER = "tables"
-CELLS_NAME = "cells.csv"
 
 
 @dataclass(frozen=True)
@@ -46,26 +42,19 @@ def sheets(group: Group) -> list[Sheet]:
     return [Sheet(name, caption, table) for name, caption, table in named if table is not None]
 
 
-def write_tables(groups: Sequence[Group], out: Path) -> list[Path]:
-    """Write `out`/tables/<stem of the group>-<name>.csv and .tex for each table.
-
-    Raises:
-        OSError: if they cannot be written.
-    """
-    folder = out / TABLES_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    return [path for g in groups for sheet in sheets(g) for path in _write(g.stem, sheet, folder)]
+def render_tables(groups: Sequence[Group]) -> dict[str, bytes]:
+    """Each table as <stem of the group>-<name>.csv and .tex, by the name of the file."""
+    return {
+        name: text.encode() for g in groups for sheet in sheets(g) for name, text in _texts(g.stem, sheet)
+    }
 
 
-def _write(stem: str, sheet: Sheet, folder: Path) -> Iterator[Path]:
+def _texts(stem: str, sheet: Sheet) -> Iterator[tuple[str, str]]:
     name = f"{stem}-{sheet.name}"
     has_intervals = any("±" in cell for row in sheet.table.rows for cell in row)
     caption = f"{sheet.caption}. {tables.INTERVAL_NOTE}" if has_intervals else f"{sheet.caption}."
-    texts = {"csv": as_csv(sheet.table), "tex": latex.table(sheet.table, caption, f"tab:{name}")}
-    for kind, text in texts.items():
-        path = folder / f"{name}.{kind}"
-        path.write_text(text, encoding="utf-8", newline="\n")
-        yield path
+    yield f"{name}.csv", as_csv(sheet.table)
+    yield f"{name}.tex", latex.table(sheet.table, caption, f"tab:{name}")
 
 
 def as_csv(table: Table) -> str:
@@ -79,13 +68,10 @@ def as_csv(table: Table) -> str:
 # ---- cells -------------------------------------------------------------------------------------
 
 
-def write_cells(groups: Sequence[Group], out: Path) -> Path:
-    """Write `out`/cells.csv: a row per cell, numbers in full precision, empty where nothing was measured.
+def render_cells(groups: Sequence[Group]) -> bytes:
+    """cells.csv: a row per cell, numbers in full precision, empty where nothing was measured.
 
     The columns are those of `bench.load(what="cells")`, with the table of the report in place of the folder.
-
-    Raises:
-        OSError: if it cannot be written.
     """
     from bench.frame import cells_frame
 
@@ -93,10 +79,9 @@ def write_cells(groups: Sequence[Group], out: Path) -> Path:
     frame = cells_frame([record for *_, record in rows])
     frame["method"] = [method for _, method, _ in rows]
     frame.insert(0, "table", [stem for stem, *_ in rows])
-    path = out / CELLS_NAME
     guarded = frame.map(_guarded).rename(columns=spreadsheet)
-    guarded.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
-    return path
+    text: str = guarded.to_csv(index=False, lineterminator="\n")
+    return text.encode()
 
 
 def _guarded(value: Any) -> Any:

@@ -8,30 +8,31 @@ from pathlib import Path
 from bench.metrics import METRICS
 from bench.record import Record
 from methods.errors import UsageError
-from reports import costs, diagnostics, figures, files, html, published, summary, tables
+from reports import costs, diagnostics, figures, files, folder, html, published, summary, tables
+from reports.folder import FIGURES_FOLDER, REPORT_NAME, TABLES_FOLDER, TITLE
 from reports.groups import Group, group, in_order, method_facts, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, counted, escape, in_table
 from reports.warnings import unfinished, warnings
 
-REPORT_NAME = "report.md"
 HTML_NAME = "report.html"
+CELLS_NAME = "cells.csv"
 
 UNKNOWN = "unknown"
 
 FILES = (
-    f"`{HTML_NAME}` (the whole report in one page), `figures/` (SVG and PNG), `{files.TABLES_FOLDER}/` (each "
-    f"table as CSV and LaTeX), `{files.CELLS_NAME}` (the raw numbers of every cell)"
+    f"`{HTML_NAME}` (the whole report in one page), `{FIGURES_FOLDER}/` (SVG and PNG), "
+    f"`{TABLES_FOLDER}/` (each table as CSV and LaTeX), `{CELLS_NAME}` (the raw numbers of every cell)"
 )
 
-#: The files of a group's figures by kind, relative to the report; an empty list if there is nothing to draw.
-Drawn = dict[str, list[str]]
+#: The figures of a group by kind: contents by the names of their files; none if there is nothing to draw.
+Drawn = dict[str, dict[str, bytes]]
 
 
 def write_report(records: Sequence[Record], out: Path, complaints: Sequence[str] = ()) -> Path:
-    """Write `out`/report.md and its figures, `out`/figures/*.svg and *.png.
+    """Write `out`/report.md, its figures and the other files that `FILES` names, all of them or none.
 
-    Also written: report.html, the same in one file; tables/*.csv and *.tex; cells.csv with the raw numbers.
+    Files of earlier reports that are not of this one are removed; see `reports.folder`.
 
     Args:
         records: of any benchmarks and conditions; only comparable ones share a table.
@@ -49,42 +50,57 @@ def write_report(records: Sequence[Record], out: Path, complaints: Sequence[str]
             "; ".join(["no records to report on", *complaints])
             + "; make some with python -m bench run, and pass its --results here"
         )
-    groups = group(records)
+    rendered = render_report(records, complaints)
     try:
-        drawn = _draw(groups, out)
-        text = "\n".join(_lines(records, groups, drawn, complaints)) + "\n"
-        path = _write(out / REPORT_NAME, text)
-        _write(out / HTML_NAME, html.page(text, lambda image: (out / image).read_bytes()))
-        files.write_tables(groups, out)
-        files.write_cells(groups, out)
+        folder.write_files(out, rendered)
     except OSError as error:
-        raise UsageError(
-            f"cannot write the report to '{out}' ({error.strerror}); give another --out"
-        ) from None
-    return path
+        raise UsageError(f"cannot write the report to '{out}' ({_why(error)}); give another --out") from None
+    return out / REPORT_NAME
 
 
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return path
+def _why(error: OSError) -> str:
+    return f"{error.strerror}: '{error.filename}'" if error.filename else f"{error.strerror}"
 
 
-def _draw(groups: Sequence[Group], out: Path) -> dict[str, Drawn]:
+def render_report(records: Sequence[Record], complaints: Sequence[str] = ()) -> dict[str, bytes]:
+    """The files of a report by their names, relative to its folder; last report.md, which links to others.
+
+    Raises:
+        UsageError: if two records are of the same cell.
+    """
+    groups = group(records)
+    drawn = _draw(groups)
+    text = "\n".join(_lines(records, groups, drawn, complaints)) + "\n"
+    images = dict(
+        item for of_group in drawn.values() for of_kind in of_group.values() for item in of_kind.items()
+    )
+    return {
+        **images,
+        **{f"{TABLES_FOLDER}/{name}": content for name, content in files.render_tables(groups).items()},
+        CELLS_NAME: files.render_cells(groups),
+        HTML_NAME: html.page(text, images.__getitem__).encode(),
+        REPORT_NAME: text.encode(),
+    }
+
+
+def _draw(groups: Sequence[Group]) -> dict[str, Drawn]:
     """The figures of each group, by its stem."""
     styles = figures.styles_of(groups)
-    out.mkdir(parents=True, exist_ok=True)
-    return {g.stem: _draw_group(g, styles, out) for g in groups}
+    return {g.stem: _draw_group(g, styles) for g in groups}
 
 
-def _draw_group(g: Group, styles: dict[str, figures.Style], out: Path) -> Drawn:
-    written = figures.write_figures(g, styles, out / "figures")
-    return {kind: [path.relative_to(out).as_posix() for path in paths] for kind, paths in written.items()}
+def _draw_group(g: Group, styles: dict[str, figures.Style]) -> Drawn:
+    rendered = figures.render_figures(g, styles)
+    return {
+        kind: {f"{FIGURES_FOLDER}/{name}": content for name, content in contents.items()}
+        for kind, contents in rendered.items()
+    }
 
 
 def _lines(
     records: Sequence[Record], groups: Sequence[Group], drawn: dict[str, Drawn], complaints: Sequence[str]
 ) -> Iterator[str]:
-    yield from ["# Continual-learning benchmark", ""]
+    yield from [f"# {TITLE}", ""]
     yield from (f"- **Not in this report**: {escape(complaint)}" for complaint in complaints)
     yield from _top(records, groups)
     for g in groups:

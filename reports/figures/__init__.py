@@ -7,7 +7,6 @@ and the colour map of the heat maps rises evenly in lightness.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.figures.curves import draw_curves
@@ -18,7 +17,7 @@ from reports.figures.heatmap import hundredths
 from reports.figures.labels import spread
 from reports.figures.latency import draw_latency
 from reports.figures.matrices import draw_matrices, mean_matrix
-from reports.figures.style import Style, Styles, save_figure, styles_of, theme
+from reports.figures.style import Style, Styles, file_contents, styles_of, theme
 from reports.figures.tradeoff import draw_tradeoff
 from reports.groups import Group
 
@@ -31,10 +30,10 @@ __all__ = [
     "by_block",
     "hundredths",
     "mean_matrix",
+    "render_figures",
     "spread",
     "styles_of",
     "theme",
-    "write_figures",
 ]
 
 #: By kind: what draws the figure of a group, or gives None where the group has no data for it.
@@ -50,11 +49,11 @@ DRAWERS: dict[str, Callable[[Group, Styles], Figure | None]] = {
 }
 
 
-def write_figures(group: Group, styles: Styles, folder: Path) -> dict[str, list[Path]]:
-    """The files of each kind of figure; an empty list where the group has no data for it."""
+def render_figures(group: Group, styles: Styles) -> dict[str, dict[str, bytes]]:
+    """The files of each kind of figure, by name; none where the group has no data for it."""
     with theme():
         return {
-            kind: save_figure(figure, folder / f"{group.stem}-{kind}") if figure else []
+            kind: file_contents(figure, f"{group.stem}-{kind}") if figure else {}
             for kind, draw in DRAWERS.items()
             for figure in [draw(group, styles)]
         }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.groups import Group, Row
@@ -88,13 +88,15 @@ def theme() -> AbstractContextManager[None]:
     return context(["default", sns.axes_style("ticks"), paper, _SETTINGS])
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as `stem`.svg and `stem`.png."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = {stem.with_name(f"{stem.name}.{kind}"): metadata for kind, metadata in _METADATA.items()}
-    for path, metadata in paths.items():
-        figure.savefig(path, metadata=metadata)
-    return list(paths)
+def file_contents(figure: Figure, stem: str) -> dict[str, bytes]:
+    """The figure as the files `stem`.svg and `stem`.png, by name."""
+    return {f"{stem}.{kind}": _content(figure, kind) for kind in _METADATA}
+
+
+def _content(figure: Figure, kind: str) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, metadata=_METADATA[kind])
+    return file.getvalue()
 
 
 def rows_over_tasks(group: Group) -> list[Row]:

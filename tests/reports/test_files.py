@@ -13,7 +13,7 @@ import bench
 from bench.metrics import METRICS
 from bench.record import Record, write
 from reports import tables
-from reports.files import as_csv, sheets, write_cells, write_tables
+from reports.files import as_csv, render_cells, render_tables, sheets
 from reports.groups import group
 from reports.report import write_report
 from reports.tables import Table
@@ -31,8 +31,11 @@ def costly(make: Make) -> list[Record]:
 
 
 def lines_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return parsed(path.read_bytes())
+
+
+def parsed(content: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
 
 
 def test_every_table_of_the_report_has_its_files(out: Path, records: list[Record]) -> None:
@@ -45,12 +48,10 @@ def test_every_table_of_the_report_has_its_files(out: Path, records: list[Record
     assert {name for name in names if name.endswith("-headline")} == {f"{stem}-headline" for stem in stems}
 
 
-def test_a_new_kind_of_table_has_files_too(make: Make, tmp_path: Path) -> None:
+def test_a_new_kind_of_table_has_files_too(make: Make) -> None:
     gate = {"gate": {"meaning": "A gate.", "values": [0.1, 0.2, 0.3]}}
     groups = group([make("a", seed, diagnostics=gate) for seed in range(2)])
-    names = [path.name for path in write_tables(groups, tmp_path)]
-    assert f"{groups[0].stem}-diagnostics.csv" in names
-    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(names)
+    assert {f"{groups[0].stem}-diagnostics.{kind}" for kind in ("csv", "tex")} <= render_tables(groups).keys()
 
 
 def test_a_csv_file_holds_the_cells_of_its_table(out: Path, records: list[Record]) -> None:
@@ -90,8 +91,8 @@ def test_cells_have_the_raw_numbers(out: Path, records: list[Record]) -> None:
             assert cell == "" if value is None else float(cell) == value
 
 
-def test_cells_have_what_was_measured(costly: list[Record], tmp_path: Path) -> None:
-    lines = lines_of(write_cells(group(costly), tmp_path))
+def test_cells_have_what_was_measured(costly: list[Record]) -> None:
+    lines = parsed(render_cells(group(costly)))
     _, line, other = sorted(lines, key=lambda line: (line["method"], line["seed"]))
     cost = costly[1].cost
     assert cost is not None
@@ -135,30 +136,29 @@ def test_cells_have_the_columns_of_a_loaded_frame(costly: list[Record], tmp_path
     for record in costly:
         write(record, tmp_path / f"{record.method}-{record.seed}")
     frame = bench.load(tmp_path)
-    with write_cells(group(costly), tmp_path).open(encoding="utf-8", newline="") as file:
-        table, *columns = next(csv.reader(file))
+    table, *columns = next(csv.reader(io.StringIO(render_cells(group(costly)).decode())))
     cell, *loaded = frame.columns
     assert (table, cell) == ("table", "cell")
     assert columns == loaded
 
 
-def test_rows_of_one_method_are_named_as_in_the_tables(make: Make, tmp_path: Path) -> None:
+def test_rows_of_one_method_are_named_as_in_the_tables(make: Make) -> None:
     other = {"method": {"name": "a", "label": "a", "options": {"rank": 8}}}
-    lines = lines_of(write_cells(group([make("a", 0), make("a", 0, config=other)]), tmp_path))
+    lines = parsed(render_cells(group([make("a", 0), make("a", 0, config=other)])))
     assert sorted((line["method"], line["method.rank"]) for line in lines) == [
         ("a (rank 4)", "4"),
         ("a (rank 8)", "8"),
     ]
 
 
-def test_a_size_beyond_64_bits_is_written_whole(make: Make, tmp_path: Path) -> None:
+def test_a_size_beyond_64_bits_is_written_whole(make: Make) -> None:
     huge = 2**63
     cost = with_costs(measured("a", 0, 3, 1.0), flops=[1, 1, huge])
-    (line,) = lines_of(write_cells(group([make("a", cost=cost)]), tmp_path))
+    (line,) = parsed(render_cells(group([make("a", cost=cost)])))
     assert line["prediction_flops_per_image"] == str(huge)
 
 
-def test_cells_are_safe_for_spreadsheets(make: Make, unfinished: Make, tmp_path: Path) -> None:
+def test_cells_are_safe_for_spreadsheets(make: Make, unfinished: Make) -> None:
     evil = '=HYPERLINK("http://e.org")'
     config = {"method": {"name": "a", "options": {evil: evil}}}
     groups = group(
@@ -167,7 +167,7 @@ def test_cells_are_safe_for_spreadsheets(make: Make, unfinished: Make, tmp_path:
             unfinished("b", 0, "failed", f"{evil}\nmore", benchmark=evil),
         ]
     )
-    with write_cells(groups, tmp_path).open(encoding="utf-8", newline="") as file:
-        cells = [cell for line in csv.reader(file) for cell in line]
+    text = io.StringIO(render_cells(groups).decode(), newline="")
+    cells = [cell for line in csv.reader(text) for cell in line]
     assert not [cell for cell in cells if re.match(r"[=+@\s]", cell)]
     assert f"'{evil} more" in cells

@@ -404,6 +404,29 @@ def test_a_place_that_cannot_be_written_to_is_a_usage_error(make: Make, tmp_path
         write_report([make(tasks=1)], tmp_path / "file")
 
 
+def test_what_is_in_the_way_is_named_and_the_old_report_stays(make: Make, tmp_path: Path) -> None:
+    old = write_report([make(tasks=1)], tmp_path).read_bytes()
+    (tmp_path / "cells.csv").unlink()
+    (tmp_path / "cells.csv").mkdir()
+    with pytest.raises(
+        UsageError, match=r"cannot write the report to .*cells.csv' is there, and is not a file"
+    ):
+        write_report([make("other", tasks=1)], tmp_path)
+    assert (tmp_path / "report.md").read_bytes() == old
+
+
+def test_a_condition_that_was_removed_leaves_no_file(make: Make, tmp_path: Path) -> None:
+    quick, full = make(tasks=2, config={"scale": "quick"}), make(tasks=2)
+    write_report([quick, full], tmp_path / "out")
+    write_report([full], tmp_path / "out")
+    write_report([full], tmp_path / "fresh")
+    left, right = (
+        {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
+        for name in ("out", "fresh")
+    )
+    assert left == right
+
+
 def test_reports_import_neither_torch_nor_avalanche(tmp_path: Path, make: Make) -> None:
     (tmp_path / "record.json").write_text(make().model_dump_json(by_alias=True))
     code = (

@@ -211,8 +211,9 @@ class FilePixels:
         return replace(self, paths=tuple(self.paths[row] for row in rows))
 
     def digests(self) -> list[str]:
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(file_sha256, self.paths))
+        chunks = [self.paths[start : start + CHUNK] for start in range(0, len(self.paths), CHUNK)]
+        with ThreadPoolExecutor() as pool:  # by chunk: a call of the pool takes longer than to look at a file
+            return [digest for digests in pool.map(_sha256_of_all, chunks) for digest in digests]
 
     def decode(self, size: int) -> UInt8Array:
         shape = (len(self.paths), size, size, 3)
@@ -247,6 +248,10 @@ class FilePixels:
                 f"{len(changed)} of {len(self.paths)} images were written while they were decoded: "
                 f"{abbreviate(changed)}; run the same command again when nothing writes there any more"
             )
+
+
+def _sha256_of_all(paths: Sequence[Path]) -> list[str]:
+    return [file_sha256(path) for path in paths]
 
 
 def file_sha256(path: Path) -> str:

@@ -90,7 +90,10 @@ def option(arguments: list[str], name: str) -> str | None:
 @nox.session(venv_backend="none", requires=["env"])
 def tests(session: nox.Session) -> None:
     """Run the test suite: files in parallel, one thread in each process; `-n 0` runs them in one process."""
-    workers = min(MAX_TEST_WORKERS, os.cpu_count() or 1)
+    cores = session.run(
+        PYTHON, "-c", "from bench.cores import cores; print(cores())", external=True, silent=True
+    )
+    workers = min(MAX_TEST_WORKERS, int(cores))
     parallel = ["-n", str(workers), "--dist", "loadfile", "--durations", "15"]
     session.run(
         PYTHON, "-m", "pytest", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True

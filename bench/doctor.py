@@ -17,6 +17,7 @@ from bench.cell.backbone import (
     sha256_of,
 )
 from bench.cell.manifest import PACKAGES, device_name, git_state
+from bench.cores import allowed, cores, cpu_quota
 from bench.listing import listing
 
 
@@ -54,12 +55,18 @@ def _ray() -> str:
 def _hardware() -> Iterator[str]:
     import torch
 
-    yield f"{device_name('cpu')}, threads: {torch.get_num_threads()}"
+    yield f"{device_name('cpu')}, {_cores()}, threads of a cell: {min(torch.get_num_threads(), cores())}"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         yield f"{device_name('cuda')}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     else:
         yield "no CUDA device: runs are on the CPU; see digits, or --scale quick with a ViT-Tiny"
+
+
+def _cores() -> str:
+    quota = cpu_quota()
+    limit = "" if quota is None else f" (a quota of {quota:g} CPUs; {allowed()} without it)"
+    return f"cores: {cores()}{limit}"
 
 
 def _probes() -> Iterator[str]:

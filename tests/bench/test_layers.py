@@ -25,6 +25,7 @@ LAYERS = {
         "bench.frame",
         "bench.output",
         "bench.options",
+        "bench.cores",
         "bench.textfile",
     ),
     "parts": ("bench.benchmarks", "bench.probes"),

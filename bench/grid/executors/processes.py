@@ -16,6 +16,7 @@ from bench.cell.inputs import Paths
 from bench.cell.manifest import RunContext
 from bench.cell.progress import Message, Observer
 from bench.cell.runner import run_cell
+from bench.cores import cores
 from bench.grid.executors import CellFinished, CellProgress, Parallelism
 from bench.grid.executors.worker_process import DiedError, Resources, Worker, start_worker
 from bench.grid.sessions import run_session
@@ -134,8 +135,11 @@ def worker_resources(device: Device, workers: int, threads: int, gpus: Sequence[
 
 
 def threads_per_worker(settings: Settings, workers: int) -> int:
-    """The threads of the settings; else torch's default number, divided by the workers."""
-    return settings.threads or max(1, torch.get_num_threads() // workers)
+    """The threads of the settings; else torch's default number, divided by the workers.
+
+    Torch counts the machine's cores; threads beyond the cores of a container only wait for each other.
+    """
+    return settings.threads or max(1, min(torch.get_num_threads(), cores()) // workers)
 
 
 def describe(settings: Settings, device: Device, workers: int, threads: int, gpus: Sequence[str]) -> str:
@@ -146,11 +150,6 @@ def describe(settings: Settings, device: Device, workers: int, threads: int, gpu
         f"{settings.executor}, on this machine: {workers} at a time, each with {threads_text} on {device}"
         f"{gpus_text}"
     )
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> tuple[str, ...]:

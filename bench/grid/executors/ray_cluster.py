@@ -21,8 +21,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from bench.benchmarks.base import data_roots
 from bench.cell import checkpoint
 from bench.cell.inference import InferenceResult
@@ -30,6 +28,7 @@ from bench.cell.inputs import Paths
 from bench.cell.manifest import RunContext, code_sha256
 from bench.cell.progress import Message, Notice, Observer, ProgressUpdate
 from bench.cell.runner import CellResult, run_cell
+from bench.cores import cores
 from bench.grid.executors import CellFinished, CellProgress, Parallelism
 from bench.grid.executors.worker_process import (
     POLL,
@@ -311,7 +310,7 @@ def _connect(address: str | None, cpus: int) -> Any:
             _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
-            cpus = max(torch.get_num_threads(), cpus)
+            cpus = max(cores(), cpus)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = address or "this machine"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench.cores
 from bench.record import RECORD_NAME, Record, read
 
 ROOT = Path(__file__).parents[4]
@@ -32,6 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight cores and three GPUs."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(bench.cores, "cpu_quota", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+import bench.cores
 from bench.cell.inputs import Inputs
 from bench.cell.manifest import RunContext
 from bench.cell.progress import ProgressUpdate
 from bench.grid.executors import CellFinished, CellProgress
 from bench.grid.executors.processes import ProcessExecutor, visible_gpus, worker_resources
+from bench.grid.executors.serial import SerialExecutor
 from bench.grid.executors.worker_process import DiedError, Resources, WorkerResult
 from bench.spec import Device, Settings, settings_from
 from methods.errors import UsageError
@@ -48,6 +50,20 @@ def test_workers_threads_and_gpus(case: str, inputs: Inputs) -> None:
     assert len(resources) == workers
     assert {each.threads for each in resources} == {threads}
     assert tuple(dict.fromkeys(each.gpu for each in resources if each.gpu)) == gpus
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("quota", "workers", "threads"), [(2.0, 2, 1), (5.5, 5, 1), (0.5, 1, 1), (99.0, 8, 1)]
+)
+def test_a_container_has_the_cores_of_its_quota(
+    quota: float, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.cores, "cpu_quota", lambda: quota)
+    parallelism = ProcessExecutor.parallelism(settings(), "cpu")
+    assert (parallelism.workers, parallelism.threads) == (workers, threads)
+    serial = SerialExecutor.parallelism(settings(executor="serial"), "cpu")
+    assert serial.threads == workers
 
 
 @pytest.mark.usefixtures("machine")

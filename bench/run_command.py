@@ -147,7 +147,8 @@ def _show_plan(console: Console, grid: GridPlan) -> int:
         cell, seconds = item.cell.id, grid.seconds.get(item.cell)
         action = _action(item, turns.get(cell), grid.existing.get(cell))
         training = _training(item.cell.protocol)
-        table.add_row(cell, training, action, "" if seconds is None else in_words(seconds))
+        name = f"{cell} ({item.cell.benchmark.label})" if item.cell.places else cell
+        table.add_row(name, training, action, "" if seconds is None else in_words(seconds))
     console.print(table)
     for sentence in (*grid.notices, *(e.complaint for e in grid.existing.values() if e.complaint)):
         _say(console, sentence)

@@ -84,6 +84,7 @@ def test_a_dry_run_says_what_has_changed(cli: Callable[..., Any], pets: Path) ->
     out = cli(*arguments("pets"), "--dry-run")[1]
     assert "have changed since 1 record" in out
     assert "images were added, removed, renamed or moved" in out
+    assert "(image-folder:path=pets)" in out  # the id has no place in it
 
 
 def test_an_interrupted_cell_does_not_go_on_with_other_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +20,13 @@ from bench.cell.backbone import (
 from bench.cell.manifest import PACKAGES, device_name, git_state
 from bench.cores import allowed, cores, cpu_quota
 from bench.listing import listing
+from bench.storage import expanded
 
 
 def examine() -> Iterator[str]:
     """What there is and what is missing, in lines."""
     yield from _software()
+    yield from _home()
     yield from _hardware()
     yield from _probes()
     yield from _weights()
@@ -50,6 +53,23 @@ def _ray() -> str:
         return f"ray {version('ray')}: --executor ray"
     except PackageNotFoundError:
         return "ray is not installed; --executor ray needs it: pip install 'duallora-bench[ray]'"
+
+
+def _home() -> Iterator[str]:
+    """Nothing where there is a home folder to write to, as there usually is."""
+    home = expanded(Path("~"))
+    existing = next((path for path in (home, *home.parents) if path.exists()), home)
+    if not home.is_absolute():
+        yield (
+            "home: this user has none (HOME is not set, and the system does not know the user); downloads go "
+            f"to {data_roots(None)[-1]}; give --data-root or DUALLORA_BENCH_DATA, and HF_HOME for weights"
+        )
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield (
+            f"home: {home} cannot be written to; runs work, with temporary settings of Avalanche and "
+            "matplotlib; give --data-root or DUALLORA_BENCH_DATA for downloads, HF_HOME for weights, "
+            "MPLCONFIGDIR for figures"
+        )
 
 
 def _hardware() -> Iterator[str]:

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def expanded(path: Path) -> Path:
+    """The path with the home folder in place of "~"; as it is where there is no such home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (the other one raises an error without a home)
+
+
 class StorageError(RuntimeError):
     """The results folder cannot be written to. What was there before is as it was."""
 

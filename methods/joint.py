@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from avalanche.benchmarks.utils import concat_datasets
-
+from methods.avalanche_parts import concat_datasets
 from methods.finetune import Finetune
 from methods.head import HeadInit
 from methods.registry import register

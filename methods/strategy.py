@@ -11,9 +11,10 @@ from collections.abc import Collection, Sized
 from typing import Protocol
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+
+from methods.avalanche_parts import SupervisedPlugin
 
 
 class ExperienceLike(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated
 
 from bench.benchmarks.pixels import Pixels
+from bench.storage import expanded
 from methods.errors import UsageError, abbreviate
 from methods.hyper import STRICT
 
@@ -194,7 +196,13 @@ class Benchmark(ABC, Generic[OptionsT]):
 
 
 def data_roots(explicit: Path | None) -> tuple[Path, ...]:
-    """The folders searched, in order: `--data-root`, DUALLORA_BENCH_DATA, ~/.cache/duallora-bench."""
+    """The folders searched, in order: `--data-root`, DUALLORA_BENCH_DATA, ~/.cache/duallora-bench.
+
+    A user without a home folder has the last one among the temporary files.
+    """
     variable = os.environ.get(DATA_VARIABLE)
-    roots = [explicit, Path(variable) if variable else None, Path("~/.cache/duallora-bench")]
-    return tuple(dict.fromkeys(path.expanduser().absolute() for path in roots if path is not None))
+    home = expanded(Path("~"))
+    temporary = Path(tempfile.gettempdir()) / f"duallora-bench-{os.getuid()}"
+    cache = home / ".cache" / "duallora-bench" if home.is_absolute() else temporary
+    roots = [explicit, Path(variable) if variable else None, cache]
+    return tuple(dict.fromkeys(expanded(path).absolute() for path in roots if path is not None))

@@ -21,6 +21,7 @@ from bench.benchmarks.class_folders import Listing, list_folder
 from bench.benchmarks.names import composed
 from bench.benchmarks.pixels import FilePixels
 from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv, unlisted
+from bench.storage import expanded
 from methods.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class FolderImages:
 
 def resolve(path: Path, roots: Sequence[Path]) -> Path | None:
     """The folder `path`: as it is, relative to the current folder, or below the first root that has it."""
-    candidates = [path.expanduser().absolute(), *(root / path for root in roots)]
+    candidates = [expanded(path).absolute(), *(root / path for root in roots)]
     return next((candidate for candidate in candidates if candidate.is_dir()), None)
 
 

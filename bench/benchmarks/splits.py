@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.benchmarks.base import Dataset, ImageSet, Scale
 from bench.benchmarks.names import composed, visible
+from bench.storage import expanded
 from bench.textfile import read_text
 from methods.errors import MissingError, UsageError, abbreviate, quote
 
@@ -103,7 +104,7 @@ def listed_order(classes: Sequence[str], path: Path, seed: int) -> tuple[int, ..
 
 def _read_names(path: Path) -> list[str]:
     try:
-        lines = composed(read_text(path.expanduser())).splitlines()
+        lines = composed(read_text(expanded(path))).splitlines()
     except OSError as error:
         raise MissingError(
             f"the class order {path} cannot be read ({error.strerror}); legal for --class-order: "
@@ -307,7 +308,7 @@ def _known(entry: _Entry, names: Container[str]) -> _Entry:
 
 def _read_list(path: Path) -> list[_Entry]:
     try:
-        rows = list(_rows(read_text(path.expanduser())))
+        rows = list(_rows(read_text(expanded(path))))
     except OSError as error:
         raise MissingError(
             f"the split list {path} cannot be read ({error.strerror}); give its path"

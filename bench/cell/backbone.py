@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from bench.storage import expanded
 from methods.errors import MissingError, UsageError, abbreviate, unknown
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
@@ -165,7 +166,7 @@ def local_weights(tag: str, weights: str | None, roots: Sequence[Path]) -> Path 
         MissingError: if `weights` names a file that does not exist.
     """
     if weights is not None:
-        path = Path(weights).expanduser()
+        path = expanded(Path(weights))
         if not path.is_file():
             raise MissingError(
                 f"weights file '{path}' does not exist; check --weights, or say --weights random"

@@ -12,12 +12,12 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bench.cell.batches import Batch, Item
 from bench.cell.progress import Observer, ProgressUpdate
+from methods.avalanche_parts import SupervisedTemplate
 from methods.strategy import Plugin
 
 Collate = Callable[[Sequence[Item]], Batch]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
-from avalanche.benchmarks.utils import as_classification_dataset
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from methods.avalanche_parts import as_classification_dataset, benchmark_from_datasets, with_classes_timeline
 
 
 class RowDataset(Dataset[tuple[Tensor, int]]):

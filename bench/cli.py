@@ -19,7 +19,7 @@ from bench.grid.stopping import interrupt_on_signals
 from bench.listing import as_json, as_text, listing
 from bench.options import parse_assignment, split_list
 from bench.output import print_any_sign
-from bench.record import read_readable
+from bench.record import read_folders
 from bench.spec import read_toml, run_options, settings_from
 from bench.storage import StorageError
 from methods.errors import UsageError, abbreviate, one_line, plain_name, quote
@@ -246,11 +246,16 @@ def _check_results(folder: Path) -> None:
 def report(options: argparse.Namespace) -> int:
     """Write a report of the records of a folder."""
     from reports.folder import strangers
+    from reports.groups import distinct
     from reports.report import write_report
 
-    records, complaints = read_readable(options.results)
-    path = write_report(records, options.out or options.results / "report", complaints)
-    print(f"report: {path} (records: {len(records)})")
+    records, complaints = read_folders(options.results)
+    cells = distinct(records)
+    complaints += cells.copies
+    path = write_report(cells.records, options.out or options.results / "report", complaints)
+    print(f"report: {path} (records: {len(cells.records)})")
+    for sentence in cells.superseded:
+        print(f"not in the report: {sentence}")
     if others := strangers(path.parent):
         print(f"not of this report, left alone: {abbreviate(others, 5)}")
     for complaint in complaints:

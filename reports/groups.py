@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from bench.model import ADDED
@@ -154,6 +155,85 @@ def group(records: Sequence[Record]) -> list[Group]:
     return [titled for benchmark in _names(groups) for titled in _titled(groups, benchmark)]
 
 
+# ---- several records of one cell ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The records of a results folder, at most one of each cell.
+
+    Attributes:
+        copies: sentences on folders that hold the same cell.
+        superseded: sentences on attempts at a cell that was run later, when its data or weights were there.
+    """
+
+    records: tuple[Record, ...]
+    copies: tuple[str, ...]
+    superseded: tuple[str, ...]
+
+
+def distinct(records: Mapping[Path, Record]) -> Distinct:
+    """Each cell once: of equal records the first, and none of several that contradict each other.
+
+    Args:
+        records: by the folder of the cell.
+    """
+    kept: list[Record] = []
+    copies: list[str] = []
+    superseded: list[str] = []
+    for folders in _by_cell(records):
+        current = _current(folders, records)
+        superseded += [
+            f"'{folder}' is an earlier attempt at the cell in '{current[0]}'"
+            for folder in folders
+            if folder not in current
+        ]
+        if _are_equal(current, records):
+            kept.append(records[current[0]])
+        if len(current) > 1:
+            copies.append(_describe_copies(current, records))
+    return Distinct(tuple(kept), tuple(copies), tuple(superseded))
+
+
+def _by_cell(records: Mapping[Path, Record]) -> list[list[Path]]:
+    """The folders of each cell."""
+    folder_of = {id(record): folder for folder, record in records.items()}
+    cells: dict[tuple[str, str, str, str, int], list[Path]] = {}
+    for benchmark, of_benchmark in _by_benchmark(list(records.values())).items():
+        for facts, members in _by_condition(of_benchmark):
+            for record in members:
+                row = (record.method, _key(method_facts(record)))
+                cell = (benchmark, _key(facts), *row, record.seed)
+                cells.setdefault(cell, []).append(folder_of[id(record)])
+    return [sorted(folders) for folders in cells.values()]
+
+
+def _current(folders: Sequence[Path], records: Mapping[Path, Record]) -> list[Path]:
+    """Those that know their data and weights; of a cell that never saw them, the last attempt."""
+    whole = [folder for folder in folders if not _is_incomplete(records[folder])]
+    return whole or [max(folders, key=lambda folder: records[folder].manifest.ended)]
+
+
+def _are_equal(folders: Sequence[Path], records: Mapping[Path, Record]) -> bool:
+    return all(records[folder] == records[folders[0]] for folder in folders)
+
+
+def _describe_copies(folders: Sequence[Path], records: Mapping[Path, Record]) -> str:
+    record, names = records[folders[0]], [f"'{folder}'" for folder in folders]
+    cell = f"{record.method} on {record.benchmark}, seed {record.seed}"
+    if _are_equal(folders, records):
+        return (
+            f"{' and '.join(names[1:])}, with the same record as {names[0]} ({cell}); delete what is a copy"
+        )
+    return (
+        f"{' and '.join(names)}, whose records are of the same cell ({cell}) and differ; "
+        "delete those that do not hold"
+    )
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
 def _by_benchmark(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records by the label of their benchmark; the same images at several places have one: the first."""
     labels: dict[str, str] = {}
@@ -222,7 +302,7 @@ def _by_condition(records: Sequence[Record]) -> list[tuple[Facts, list[Record]]]
     incomplete = []
     for record in records:
         facts = _condition(record)
-        if not record.done and None in facts.values():
+        if _is_incomplete(record):
             incomplete.append((facts, record))
         else:
             tables.setdefault(_key(facts), (facts, []))[1].append(record)
@@ -230,6 +310,11 @@ def _by_condition(records: Sequence[Record]) -> list[tuple[Facts, list[Record]]]
         home = next((key for key in sorted(tables) if _fits(facts, tables[key][0])), _key(facts))
         tables.setdefault(home, (facts, []))[1].append(record)
     return [tables[key] for key in sorted(tables)]
+
+
+def _is_incomplete(record: Record) -> bool:
+    """Whether its cell ended before its data or its weights were read."""
+    return not record.done and None in _condition(record).values()
 
 
 def _key(facts: Facts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,23 @@ def test_a_report_names_the_records_it_cannot_read(damage, cli, tmp_path):
     assert "**Not in this report**: the record" in report
     assert path.parent.name in report
     assert "linear-probe" in report
+
+
+def test_a_report_names_both_folders_of_a_cell_that_was_copied_and_renders_the_rest(cli, tmp_path):
+    cli(*GRID)
+    (original,) = (tmp_path / "results").glob("ncm*")
+    copy = original.with_name(f"{original.name} (copy)")
+    shutil.copytree(original, copy)
+    status, out, err = cli("report")
+    assert status == 1
+    assert "records: 2" in out
+    assert (
+        f"not in the report: 'results/{copy.name}', with the same record as 'results/{original.name}'" in err
+    )
+    report = (tmp_path / "results" / "report" / "report.md").read_text()
+    assert "- Cells: 2, of which 2 done" in report
+    assert original.name in report
+    assert copy.name in report
 
 
 def test_a_dry_run_writes_nothing_and_shows_what_is_reused(cli, tmp_path):

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.record import Record
 from methods.errors import UsageError
-from reports.groups import group
+from reports.groups import distinct, group
 
 Make = Callable[..., Record]
 
@@ -174,3 +175,66 @@ def test_a_value_is_computed_once_for_each_finished_cell(make: Make, unfinished:
     assert row.values(value) == row.values(value) == [0.0, 1.0]
     assert list(row.by_run(value).values()) == [0.0, 1.0]
     assert seeds == [0, 1]
+
+
+# ---- several records of one cell ---------------------------------------------------------------
+
+NEVER_READ = {"manifest": {"backbone_sha256": None, "data_sha256": None, "split_sha256": None}}
+
+
+def folders(*records: Record) -> dict[Path, Record]:
+    return {Path("results", "abc"[i]): record for i, record in enumerate(records)}
+
+
+def test_cells_that_differ_are_all_kept(records: list[Record]) -> None:
+    found = distinct({Path(str(i)): record for i, record in enumerate(records)})
+    assert sorted(map(id, found.records)) == sorted(map(id, records))
+    assert found.copies == found.superseded == ()
+
+
+def test_equal_records_of_a_cell_are_counted_once(make: Make) -> None:
+    found = distinct(folders(make("a", 0), make("a", 1), make("a", 0)))
+    assert [record.seed for record in found.records] == [0, 1]
+    assert found.copies == (
+        "'results/c', with the same record as 'results/a' (a on digits, seed 0); delete what is a copy",
+    )
+
+
+def test_records_of_a_cell_that_differ_are_both_named_and_neither_is_used(
+    make: Make, unfinished: Make
+) -> None:
+    other = unfinished("a", 0, "failed", "It broke.")
+    for second in (make("a", 0, skill=0.5), other):
+        found = distinct(folders(make("a", 0), second, make("a", 1)))
+        assert [record.seed for record in found.records] == [1]
+        assert found.copies == (
+            "'results/a' and 'results/b', whose records are of the same cell (a on digits, seed 0) "
+            "and differ; delete those that do not hold",
+        )
+
+
+@pytest.mark.parametrize("later", ["done", "failed"])
+def test_an_attempt_without_data_gives_way_to_one_with_them(later: str, make: Make, unfinished: Make) -> None:
+    skipped = unfinished("a", 0, "skipped", "No data here.", **NEVER_READ)
+    run = make("a", 0) if later == "done" else unfinished("a", 0, "failed", "It broke.")
+    found = distinct(folders(skipped, run))
+    assert found.records == (run,)
+    assert found.copies == ()
+    assert found.superseded == ("'results/a' is an earlier attempt at the cell in 'results/b'",)
+    group(found.records)
+
+
+def test_the_last_of_several_attempts_without_data_is_kept(unfinished: Make) -> None:
+    attempts = [
+        unfinished(
+            "a",
+            0,
+            "skipped",
+            reason,
+            manifest={**NEVER_READ["manifest"], "ended": f"2025-01-0{day}T12:00:00+00:00"},
+        )
+        for day, reason in ((2, "No weights."), (1, "No data."))
+    ]
+    found = distinct(folders(*attempts))
+    assert found.records == (attempts[0],)
+    assert found.superseded == ("'results/b' is an earlier attempt at the cell in 'results/a'",)

@@ -20,7 +20,7 @@ from bench.listing import as_json, as_text, listing
 from bench.options import parse_assignment, split_list
 from bench.output import print_any_sign
 from bench.record import read_folders
-from bench.spec import read_toml, run_options, settings_from
+from bench.spec import Settings, read_toml, run_options, settings_from
 from bench.storage import StorageError
 from methods.errors import UsageError, abbreviate, one_line, plain_name, quote
 from methods.registry import METHODS, Entry
@@ -126,7 +126,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     for name, meaning in run_options().items():
-        parser.add_argument(f"--{name}", help=meaning, metavar="…")
+        if Settings.model_fields[name.replace("-", "_")].annotation is bool:
+            parser.add_argument(
+                f"--no-{name}", dest=name.replace("-", "_"), action="store_const", const=False, help=meaning
+            )
+        else:
+            parser.add_argument(f"--{name}", help=meaning, metavar="…")
     parser.add_argument(
         "--set",
         action="append",

@@ -174,6 +174,8 @@ class ExperienceCost(FrozenModel):
         prepare_seconds: the part of it before the first epoch.
         consolidate_seconds: the part of it after the last epoch.
         train_images: images in all training steps.
+        forward_images: images that passed through the backbone in training, for steps and for statistics.
+        cached_images: images that did not have to, because the frozen backbone's features of them were kept.
         eval_seconds: the evaluation afterwards; null where nothing was evaluated.
         energy_joules: energy that the whole GPU used in training.
         flops: floating-point operations of the prediction of one image.
@@ -186,6 +188,8 @@ class ExperienceCost(FrozenModel):
     prepare_seconds: float | None = Field(None, ge=0)
     consolidate_seconds: float | None = Field(None, ge=0)
     train_images: int | None = Field(None, ge=0)
+    forward_images: int | None = Field(None, ge=0)
+    cached_images: int | None = Field(None, ge=0)
     eval_seconds: float | None = Field(None, ge=0)
     energy_joules: float | None = None
     flops: int | None = Field(None, ge=0)
@@ -201,6 +205,9 @@ class Cost(FrozenModel):
 
     Attributes:
         experiences: one entry per experience, in their order.
+        feature_images: images that passed through the frozen backbone so that their features are kept; 0
+            where all were read from disk, null where none are kept. No other cost contains them.
+        feature_seconds: that this took, with reading.
         plain_flops: floating-point operations of the timm ViT without a method, for one image.
         peak_memory: of training and of inference.
         latency: inference, by number of experiences learnt and batch size; null until it is timed.
@@ -209,6 +216,8 @@ class Cost(FrozenModel):
     """
 
     experiences: list[ExperienceCost] = Field([])
+    feature_images: int | None = Field(None, ge=0)
+    feature_seconds: float | None = Field(None, ge=0)
     plain_flops: int | None = Field(None, gt=0)
     peak_memory: PeakMemory | None = None
     latency: list[Latency] | None = None

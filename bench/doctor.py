@@ -17,6 +17,7 @@ from bench.cell.backbone import (
     micro_card,
     sha256_of,
 )
+from bench.cell.inputs import FEATURES
 from bench.cell.manifest import PACKAGES, device_name, git_state
 from bench.cores import allowed, cores, cpu_quota
 from bench.listing import listing
@@ -117,18 +118,18 @@ def _data() -> Iterator[str]:
     yield f"data are searched for in: {', '.join(map(str, data_roots(None)))}"
     for root in data_roots(None):
         if (root / DECODED).is_dir():
-            yield _decoded(root / DECODED)
+            yield _kept(root / DECODED, "decoded images", "decoded")
+        if (root / FEATURES).is_dir():
+            yield _kept(root / FEATURES, "features of frozen backbones", "computed")
     for item in listing():
         if item.kind == "benchmark":
             yield f"benchmark {item.name}: {item.data}"
 
 
-def _decoded(folder: Path) -> str:
+def _kept(folder: Path, what: str, made: str) -> str:
     try:
         sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
     except OSError as error:
-        return f"decoded images: {folder} cannot be listed ({error.strerror})"
+        return f"{what}: {folder} cannot be listed ({error.strerror})"
     size = f"{sum(sizes) / 2**20:,.1f} MiB in {len(sizes)} files"
-    return (
-        f"decoded images: {size}; to empty it, delete the folder {folder} (what is needed is decoded again)"
-    )
+    return f"{what}: {size}; to empty it, delete the folder {folder} (what is needed is {made} again)"

@@ -181,6 +181,10 @@ class Settings(FrozenModel):
         description="test | validation; validation holds out training images, for choosing hyper-parameters",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 | bf16 (default: fp32)")
+    feature_cache: bool = Field(
+        True,
+        description="compute the frozen backbone's features every time; by default they are kept on disk",
+    )
     rerun: Rerun = Field(
         "missing",
         description="missing | failed | all: which cells with a record are run again (default: missing)",

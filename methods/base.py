@@ -15,7 +15,7 @@ Shapes: B images of S x S pixels, D width of the features, C = 1 + the largest c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, cast
+from typing import Any, ClassVar, Generic, Literal, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -56,6 +56,11 @@ class Method(Plugin, Generic[H]):
     Hyper: type[H] = cast("type[H]", Hyper)
     #: Whether nothing is learnt, and so nothing evaluated, before the last experience.
     trains_jointly: ClassVar[bool] = False
+    #: Whether the backbone's features never change, so that only the classifier is run where they are kept.
+    frozen_backbone: ClassVar[bool] = False
+    #: Features of the frozen backbone that the method asks for (`methods.passes.frozen_features`): none,
+    #: those of images as in an evaluation, or those of augmented training images, too.
+    asks_for: ClassVar[Literal["none", "clean", "augmented"]] = "none"
     #: Meaning of every value that `diagnostics` can return, by name.
     diagnostic_help: ClassVar[Mapping[str, str]] = {}
 

@@ -24,3 +24,5 @@ class LinearProbe(Method[ProbeHyper]):
     """Trains one linear head per experience with the local cross-entropy; the features never change."""
 
     Hyper = ProbeHyper
+    frozen_backbone = True
+    asks_for = "augmented"

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from methods.base import Method
 from methods.hyper import STRICT, hyper
-from methods.passes import autocast_of, clean_batches
+from methods.passes import clean_features
 from methods.registry import register
 from methods.strategy import StrategyLike
-from methods.vit import embed
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,6 +38,8 @@ class Ncm(Method[NcmHyper]):
     """Sets the weights of a class from the mean of its features, in one pass over the experience's images."""
 
     Hyper = NcmHyper
+    frozen_backbone = True
+    asks_for = "clean"
 
     def begin(self, strategy: StrategyLike) -> None:
         head = strategy.model.head.tasks[-1].requires_grad_(False)
@@ -58,12 +59,9 @@ class Ncm(Method[NcmHyper]):
 @torch.no_grad()
 def class_means(strategy: StrategyLike, classes: Tensor) -> Tensor:
     """Mean feature of each of the class ids `classes` (C,) over the experience's images: (C, D), float32."""
-    model = strategy.model.eval()
-    total = torch.zeros(len(classes), model.num_features, dtype=torch.float64, device=classes.device)
+    total = torch.zeros(len(classes), strategy.model.num_features, dtype=torch.float64, device=classes.device)
     count = torch.zeros(len(classes), 1, dtype=torch.float64, device=classes.device)
-    for x, y in clean_batches(strategy):
-        with autocast_of(strategy):
-            features = embed(model, x)
+    for features, y in clean_features(strategy):
         is_of_class = (y[None, :] == classes[:, None]).double()
         total += is_of_class @ features.double()
         count += is_of_class.sum(1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from methods.strategy import ImageData, StrategyLike
+from methods.vit import embed
 
 #: Items of a data set -> (images (B, 3, S, S), labels (B,), ...).
 Collate = Callable[[list[object]], tuple[Tensor, ...]]
@@ -54,8 +55,39 @@ def clean_batches(strategy: StrategyLike) -> Iterator[tuple[Tensor, Tensor]]:
     Yields:
         Images (B, 3, S, S) and labels (B,), on the strategy's device.
     """
-    images = strategy.adapted_dataset.eval()
-    yield from _batches(strategy, images, getattr(strategy, "eval_collate", None))
+    for x, y, *_ in _batches(strategy, strategy.adapted_dataset.eval(), _eval_collate(strategy)):
+        yield x, y
+
+
+def frozen_features(strategy: StrategyLike, batch: Sequence[Tensor] | None = None) -> Tensor | None:
+    """The features (B, D), float32, of a batch by the backbone as it was before any method adapted it.
+
+    None if they are not kept: the method then computes them. The harness' strategy keeps them where an image
+    has one input or two, itself and its mirror image; any other strategy keeps none.
+
+    Args:
+        batch: as `strategy`'s loaders give it; by default the current one.
+    """
+    ask = getattr(strategy, "frozen_features", None)
+    features: Tensor | None = None if ask is None else ask(batch)
+    return features
+
+
+def clean_features(strategy: StrategyLike) -> Iterator[tuple[Tensor, Tensor]]:
+    """The features of the experience's training images by the frozen backbone, images as in an evaluation.
+
+    Only for methods that never change them (`Method.frozen_backbone`).
+
+    Yields:
+        Features (B, D) and labels (B,), on the strategy's device.
+    """
+    with eval_no_grad(strategy.model):
+        for batch in _batches(strategy, strategy.adapted_dataset.eval(), _eval_collate(strategy)):
+            features = frozen_features(strategy, batch)
+            if features is None:
+                with autocast_of(strategy):
+                    features = embed(strategy.model, batch[0])
+            yield features, batch[1]
 
 
 def augmented_batches(strategy: StrategyLike) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,17 +99,21 @@ def augmented_batches(strategy: StrategyLike) -> Iterator[tuple[Tensor, Tensor]]
     """
     with torch.random.fork_rng(devices=[strategy.device] if strategy.device.type == "cuda" else []):
         collate = getattr(strategy, "statistics_collate", None)
-        yield from _batches(strategy, strategy.adapted_dataset, collate)
+        for x, y, *_ in _batches(strategy, strategy.adapted_dataset, collate):
+            yield x, y
 
 
-def _batches(
-    strategy: StrategyLike, images: ImageData, collate: Collate | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _eval_collate(strategy: StrategyLike) -> Collate | None:
+    collate: Collate | None = getattr(strategy, "eval_collate", None)
+    return collate
+
+
+def _batches(strategy: StrategyLike, images: ImageData, collate: Collate | None) -> Iterator[list[Tensor]]:
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
         images,  # type: ignore[arg-type]  # a loader needs no more of a data set than its length and items
         batch_size=strategy.eval_mb_size,
         collate_fn=collate or getattr(images, "collate_fn", None),
         generator=torch.Generator(),  # without one, a loader draws from the global generator
     )
-    for x, y, *_ in loader:
-        yield x.to(strategy.device), y.to(strategy.device)
+    for batch in loader:
+        yield [part.to(strategy.device) for part in batch]

@@ -23,7 +23,7 @@ from methods.base import DiagnosticValue, H, Method
 from methods.errors import UsageError
 from methods.head import HeadInit
 from methods.hyper import STRICT, Hyper, hyper
-from methods.passes import eval_no_grad
+from methods.passes import eval_no_grad, frozen_features
 from methods.strategy import StrategyLike
 from methods.vit import InputTokens, Prefix, embed, open_seams
 
@@ -43,6 +43,8 @@ class Prompter(nn.Module):
         super().__init__()
         self.seams: Sequence[Prefix | InputTokens] = ()
         self.query: Tensor | None = None
+        #: Query of the next pass, where it is known without computing it.
+        self.known_query: Tensor | None = None
 
     def prompt(self, query: Tensor) -> None:
         """Set the prompt of every seam for the queries (B, D). Called without mixed precision."""
@@ -64,14 +66,17 @@ class Prompter(nn.Module):
 
     def _before(self, vit: VisionTransformer, inputs: tuple[Tensor, ...]) -> None:
         images = inputs[0]
-        with eval_no_grad(vit):
-            self.query = embed(vit, images).float()
-        # Without it some versions of torch reuse the query's casts, which have no gradient (pytorch#158232).
-        torch.clear_autocast_cache()
+        self.query = self.known_query
+        if self.query is None:
+            with eval_no_grad(vit):
+                self.query = embed(vit, images).float()
+            # Without it some torch versions reuse the query's casts, which have no gradient (pytorch#158232).
+            torch.clear_autocast_cache()
         with in_full_precision(images.device.type):  # in bfloat16, keys that are nearly alike become equal
             self.prompt(self.query)
 
     def _after(self, vit: VisionTransformer, inputs: object, output: object) -> None:
+        self.known_query = None
         for seam in self.seams:
             seam.prompt = None
 
@@ -82,6 +87,7 @@ class PromptMethod(Method[H]):
     prompter: Prompter
     #: Name of the diagnostic with the mean weight of each prompt, by experience of the test images.
     weights_diagnostic: ClassVar[str] = "prompt_choices"
+    asks_for = "augmented"
 
     def __init__(self, *, head_init: HeadInit = "zero", **options: object) -> None:
         super().__init__(head_init=head_init, **options)
@@ -99,6 +105,12 @@ class PromptMethod(Method[H]):
     def before_training_exp(self, strategy: StrategyLike, **kwargs: object) -> None:
         self.evaluated = []
         super().before_training_exp(strategy, **kwargs)
+
+    def before_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
+        self.prompter.known_query = frozen_features(strategy)
+
+    def before_eval_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
+        self.prompter.known_query = frozen_features(strategy)
 
     def before_backward(self, strategy: StrategyLike, **kwargs: object) -> None:
         strategy.loss = strategy.loss + self.prompter.penalty()
@@ -206,6 +218,7 @@ class PoolMethod(PromptMethod[P]):
         super().before_training_exp(strategy, **kwargs)
 
     def before_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
+        super().before_forward(strategy, **kwargs)
         if self.hyper.clip_over == "all":
             self._release()
             self.measured = frozen(strategy.model)

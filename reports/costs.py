@@ -26,6 +26,8 @@ from reports.values import (
     flops_ratio,
     images_per_second,
     latencies,
+    passes_made,
+    passes_without_cache,
     peak,
     per_task,
     total,
@@ -39,12 +41,16 @@ LATENCY_NOTE = (
 SESSIONS_NOTE = "The rows were timed in different sessions: compare their ratios, not their absolute times."
 MEMORY_NOTE = (
     "Baseline: memory in use before the model was built. Above the baseline: the peak of a phase minus its "
-    "baseline. Each phase ran in a separate process."
+    "baseline. Each phase ran in a separate process. Training that reads kept features makes no pass for them, "
+    "and needs less."
 )
 TRAINING_NOTE = (
     "Seconds are wall-clock time and include whatever else the machine was doing. Preparation is the part "
     "before the first epoch, consolidation the part after the last. Images/s is the number of images in all "
-    "training steps, divided by the time of the whole stream."
+    "training steps, divided by the time of the whole stream. Passes: forward passes through the backbone, "
+    "those for statistics included, for each image in a training step. Where features of the frozen backbone "
+    "were kept, fewer passes were made than the method needs by itself: its price is the column without "
+    "them, and its seconds are those with them. The time to compute features that are kept is in no row."
 )
 SIZES_NOTE = (
     "Stored is what the method keeps in addition to the backbone; deployed is everything that a prediction "
@@ -221,6 +227,8 @@ def training(group: Group) -> Table | None:
         mean_column("preparation (s per task)", per_task("prepare_seconds"), 2),
         mean_column("consolidation (s per task)", per_task("consolidate_seconds"), 2),
         mean_column("images/s", images_per_second, 1),
+        mean_column("passes per image", passes_made, 2),
+        mean_column("passes without kept features", passes_without_cache, 2),
         mean_column("energy of the whole GPU (J per task)", per_task("energy_joules"), 0),
         mean_column("evaluation after the last task (s)", at_task("eval_seconds", "last"), 2),
     )

@@ -94,6 +94,23 @@ def images_per_second(record: Record) -> float | None:
     return images / seconds if images and seconds else None
 
 
+def passes_made(record: Record) -> float | None:
+    """Images that passed through the backbone in training, for each image in a training step."""
+    return _per_image(record, "forward_images")
+
+
+def passes_without_cache(record: Record) -> float | None:
+    """As `passes_made`, if no features were kept: what training by this method costs anybody else."""
+    return _per_image(record, "forward_images", "cached_images")
+
+
+def _per_image(record: Record, *fields: str) -> float | None:
+    totals = [cost_of(record).total(field) for field in fields]
+    images = cost_of(record).total("train_images")
+    passes = [value for value in totals if value is not None]
+    return sum(passes) / images if images and len(passes) == len(fields) else None
+
+
 def flops_ratio(record: Record) -> float | None:
     """Operations per image after the last task, relative to the plain ViT."""
     cost = cost_of(record)

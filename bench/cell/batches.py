@@ -21,8 +21,10 @@ SMALL_CROP_AREA = 0.05  # L2P and DualPrompt
 RESIZED_CROP_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
-Item = tuple[Tensor, int]
-Batch = tuple[Tensor, Tensor]
+#: Image, label and row of an image, as `stream.RowDataset` has them.
+Item = tuple[Tensor, int, int]
+#: Images and labels; where images are not cropped at random, also their rows and whether each is mirrored.
+Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,15 @@ class Pipeline:
     std: Sequence[float]
     device: torch.device
 
-    def stack(self, items: Sequence[Item]) -> Batch:
+    def stack(self, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
         """Items of the data set -> uint8 (B, H, W, 3) and labels (B,), on the device."""
         x = torch.stack([image for image, *_ in items])
         y = torch.tensor([label for _, label, *_ in items])
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def rows(self, items: Sequence[Item]) -> Tensor:
+        """The rows (B,) of the items, on the device."""
+        return torch.tensor([row for _, _, row, *_ in items]).to(self.device, non_blocking=True)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> the model's input."""
@@ -64,7 +70,9 @@ def clean(pipeline: Pipeline) -> Callable[[Sequence[Item]], Batch]:
 
     def collate(items: Sequence[Item]) -> Batch:
         x, y = pipeline.stack(items)
-        return pipeline.normalise(central(unit(x), pipeline.crop, pipeline.size)), y
+        rows = pipeline.rows(items)
+        x = pipeline.normalise(central(unit(x), pipeline.crop, pipeline.size))
+        return x, y, rows, torch.zeros_like(rows, dtype=torch.bool)
 
     return collate
 
@@ -76,7 +84,8 @@ def flipped(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item
         x, y = pipeline.stack(items)
         x = central(unit(x), pipeline.crop, pipeline.size)
         mirror = coins(len(x), rng).to(x.device)
-        return pipeline.normalise(torch.where(mirror[:, None, None, None], x.flip(3), x)), y
+        x = pipeline.normalise(torch.where(mirror[:, None, None, None], x.flip(3), x))
+        return x, y, pipeline.rows(items), mirror
 
     return collate
 

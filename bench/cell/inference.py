@@ -15,11 +15,11 @@ import torch
 from bench.cell import checkpoint
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import device_name, now
+from bench.cell.precision import autocast
 from bench.cell.progress import Observer, ProgressUpdate
 from bench.cell.resume import method_state
 from bench.cell.rng import seed_everything
 from bench.cell.runner import images_like, plain_vit
-from bench.cell.strategy import autocast
 from bench.costs import Latency, Peak, Timing, TimingConditions
 from bench.probes.latency import TimingBudget, TimingSamples, clock_of, time_in_turns
 from bench.probes.memory import PeakMemoryTracker

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,6 +19,9 @@ from bench.options import read_options
 from bench.spec import Cell, Choice, Component, OptionsKey, Settings
 from methods.hyper import fields_of, make_hyper
 
+#: Folder of a data root.
+FEATURES = "features"
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -26,16 +31,29 @@ class Paths:
         roots: the data roots, in the order in which they are searched.
         weights: file of the backbone's weights, "random", or None to search the data roots.
         results: the folder of the records.
+        features: where the frozen backbone's features are kept; None: they are not.
     """
 
     roots: tuple[Path, ...]
     weights: str | None
     results: Path
+    features: Path | None = None
 
 
 def paths_from(settings: Settings) -> Paths:
     """The folders that a command works with."""
-    return Paths(data_roots(settings.data_root), settings.weights, settings.results)
+    roots = data_roots(settings.data_root)
+    features = writable(roots) / FEATURES if settings.feature_cache else None
+    return Paths(roots, settings.weights, settings.results, features)
+
+
+def writable(roots: Sequence[Path]) -> Path:
+    """The first root that this user can write to or create; the last one if there is none."""
+    for root in roots:
+        existing = next(path for path in (root, *root.parents) if path.exists())
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            return root
+    return roots[-1]
 
 
 class Inputs:

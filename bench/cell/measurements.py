@@ -38,6 +38,8 @@ class Measurements:
     diagnostics: list[Mapping[str, Any]] = field(default_factory=list)
     diagnostic_help: Mapping[str, str] = field(default_factory=dict)
     memory: PeakMemory | None = None
+    feature_images: int | None = None
+    feature_seconds: float | None = None
     plain_flops: int | None = None
     resumed: list[int] = field(default_factory=list)
     unmeasured: dict[str, str] = field(default_factory=dict)
@@ -76,6 +78,8 @@ def results_of(measurements: Measurements) -> dict[str, Any]:
         "diagnostics": _diagnostics(measurements, unmeasured),
         "cost": Cost(
             experiences=measurements.costs,
+            feature_images=measurements.feature_images,
+            feature_seconds=measurements.feature_seconds,
             plain_flops=measurements.plain_flops,
             peak_memory=measurements.memory,
             unmeasured=unmeasured,

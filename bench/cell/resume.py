@@ -70,16 +70,25 @@ def save(run: CellRun, cell: Cell, folder: Path, measurements: Measurements) -> 
     notes = {
         "measurements": as_notes(measurements),
         "random": random_notes,
-        "conditions": conditions(cell, run.method),
+        "conditions": conditions(cell, run),
     }
     checkpoint.save(Checkpoint(tensors, notes), folder, experiences)
     checkpoint.prune(folder, (1, experiences))
 
 
-def conditions(cell: Cell, method: Any) -> dict[str, str]:
-    """The conditions that a number may depend on, besides the cell's configuration."""
-    machine = {"device": device_name(cell.device), "threads": str(torch.get_num_threads())}
-    return machine | code_conditions(type(method))
+def conditions(cell: Cell, run: CellRun) -> dict[str, str]:
+    """The conditions that a number may depend on, besides the cell's configuration.
+
+    The last digits of features depend on the batches that they are computed in, which are others where they
+    are kept.
+    """
+    kept = "computed every time" if run.strategy.features is None else "kept"
+    return machine_conditions(cell) | code_conditions(type(run.method)) | {"features": kept}
+
+
+def machine_conditions(cell: Cell) -> dict[str, str]:
+    """The conditions of this machine that a number may depend on."""
+    return {"device": device_name(cell.device), "threads": str(torch.get_num_threads())}
 
 
 def code_conditions(method: type) -> dict[str, str]:
@@ -95,7 +104,7 @@ def resume_from_checkpoint(run: CellRun, cell: Cell, folder: Path, observe: Obse
     without losing the old checkpoint.
     """
     for path in reversed(checkpoint.list_checkpoints(folder).values()):
-        saved = _load_usable(path, conditions(cell, run.method), observe)
+        saved = _load_usable(path, conditions(cell, run), observe)
         if saved is not None:
             measurements = _restore(run, cell, saved)
             observe(Notice(f"it continues after task {measurements.experiences} of {cell.tasks}"))

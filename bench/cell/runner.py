@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import errno
 import time
 import traceback
@@ -19,8 +20,9 @@ from torch import Tensor
 from bench import predictions
 from bench.benchmarks.loading import Arrays
 from bench.benchmarks.splits import Split
-from bench.cell import checkpoint, resume
+from bench.cell import backbone, checkpoint, features, resume
 from bench.cell.batches import AUGMENTATIONS, Pipeline, clean
+from bench.cell.features import Conditions, Features
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import RunContext, manifest_of, now
 from bench.cell.measurements import Measurements, checked_diagnostics, higher, results_of
@@ -49,6 +51,7 @@ from bench.probes.training import Phases, PhaseTimer, phases_of
 from bench.record import SCHEMA, Manifest, Record, Status
 from bench.spec import Cell, Protocol
 from bench.storage import StorageError
+from methods.base import Method
 from methods.errors import UsageError
 from methods.registry import METHODS
 
@@ -138,9 +141,10 @@ def train_and_evaluate(
 ) -> tuple[CellRun, Measurements]:
     """Learn the tasks that the last checkpoint does not have, and evaluate after each of them."""
     split, arrays, folder = inputs.split(cell), _planned_images(cell, inputs), inputs.paths.results / cell.id
+    kept = keep_features(cell, inputs, observe)
     memory = PeakMemoryTracker(torch.device(cell.device))
     with _explaining_memory(cell, memory):
-        run = build_run(cell, inputs, observe)
+        run = build_run(cell, inputs, observe, kept)
         new = Measurements(
             started,
             counts=_counts(arrays.test_y, split.task_sizes),
@@ -157,6 +161,8 @@ def train_and_evaluate(
         measurements.plain_flops = measured(
             "plain_flops", lambda: _plain_flops(cell, inputs), measurements.unmeasured
         )
+    if kept is not None:
+        measurements.feature_images, measurements.feature_seconds = kept.passes, kept.seconds
     return run, measurements
 
 
@@ -228,7 +234,9 @@ def _train(strategy: Strategy, experience: Any, faults: dict[str, str]) -> Exper
     """Learn an experience; returns what that cost."""
     counter = measured("energy_joules", lambda: counter_of(strategy.device), faults)
     before = measured("energy_joules", counter, faults) if counter else None
-    seconds = _seconds(strategy, lambda: strategy.train(experience))
+    strategy.features_read = 0
+    with counting_images(strategy.model) as passed:
+        seconds = _seconds(strategy, lambda: strategy.train(experience))
     phases: Phases = phases_of(strategy)
     after = measured("energy_joules", counter, faults) if counter else None
     return ExperienceCost(
@@ -236,8 +244,21 @@ def _train(strategy: Strategy, experience: Any, faults: dict[str, str]) -> Exper
         prepare_seconds=phases.prepare,
         consolidate_seconds=phases.consolidate,
         train_images=phases.images,
+        forward_images=sum(passed),
+        cached_images=strategy.features_read,
         energy_joules=None if after is None or before is None else after - before,
     )
+
+
+@contextmanager
+def counting_images(model: Any) -> Iterator[list[int]]:
+    """Within the context, the number of images of each pass through the model is added to the list."""
+    passed: list[int] = []
+    hook = model.patch_embed.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    try:
+        yield passed
+    finally:
+        hook.remove()
 
 
 def _seconds(strategy: Strategy, function: Callable[[], object]) -> float:
@@ -332,29 +353,81 @@ def predictions_of(predicted: Mapping[int, Tensor], split: Split, labels: Int64A
 # ---- the parts of a run ------------------------------------------------------------------------------
 
 
-def build_run(cell: Cell, inputs: Inputs, observe: Observer) -> CellRun:
-    """The parts of a cell's run: its backbone, its method and its data pipeline in a strategy."""
+def keep_features(cell: Cell, inputs: Inputs, observe: Observer) -> Features | None:
+    """The frozen backbone's features of the images that the cell's method asks for; None if none are kept."""
+    method = METHODS[cell.method.name].load()
+    wanted = features.wanted_inputs(method.asks_for, cell.protocol.augmentation)
+    if inputs.paths.features is None or not wanted:
+        return None
+    arrays, pipeline = inputs.images(cell), pipeline_of(cell, inputs)
+    return features.prepare(
+        wanted,
+        {"train": arrays.train_x, "test": arrays.test_x},
+        lambda: frozen_backbone(cell, inputs).to(pipeline.device),
+        pipeline,
+        feature_conditions(cell, pipeline),
+        inputs.paths.features,
+        observe,
+    )
+
+
+def frozen_backbone(cell: Cell, inputs: Inputs) -> Any:
+    """The backbone as the cell's method finds it; random weights depend on the seed."""
+    seed_everything(cell.seed)
+    return inputs.build_backbone(cell)
+
+
+def feature_conditions(cell: Cell, pipeline: Pipeline) -> Conditions:
+    """What the features of the cell's images depend on, besides the images."""
+    protocol = cell.protocol
+    return Conditions(
+        model={
+            "backbone": protocol.backbone,
+            "weights": cell.backbone_sha256,
+            "seed": cell.seed if cell.backbone_sha256 == backbone.RANDOM else None,
+            "image_size": protocol.image_size,
+            "gelu": protocol.gelu,
+        },
+        inputs={name: value for name, value in dataclasses.asdict(pipeline).items() if name != "device"},
+        precision=protocol.precision,
+        machine=resume.machine_conditions(cell),
+        code=resume.code_conditions(Method),
+    )
+
+
+def build_run(cell: Cell, inputs: Inputs, observe: Observer, kept: Features | None = None) -> CellRun:
+    """The parts of a cell's run: its backbone, its method and its data pipeline in a strategy.
+
+    Args:
+        kept: features of the cell's images by the frozen backbone.
+    """
     weights = inputs.backbone(cell)
     problem = f"the file with the weights of {weights.tag} is another one here"
     _check_unchanged(problem, weights.sha256, cell.backbone_sha256)
     pipeline = pipeline_of(cell, inputs)
-    seed_everything(cell.seed)  # for random weights
-    model = inputs.build_backbone(cell).to(pipeline.device)
+    model = frozen_backbone(cell, inputs).to(pipeline.device)
     seed_everything(cell.seed)  # building may have drawn random numbers; the method starts from the seed
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
     plugins = [FiniteLoss(), FiniteLogits(cell.task_sizes or ()), PredictionCollector(), reporter]
-    return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins)
+    return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins, kept)
 
 
 def build_strategy(
-    protocol: Protocol, seed: int, model: Any, method: Any, pipeline: Pipeline, plugins: Sequence[Any]
+    protocol: Protocol,
+    seed: int,
+    model: Any,
+    method: Any,
+    pipeline: Pipeline,
+    plugins: Sequence[Any],
+    kept: Features | None = None,
 ) -> CellRun:
     """A strategy that trains `model` with `method` under the protocol.
 
     Args:
         seed: of the random streams.
         plugins: called after the method.
+        kept: features of the images by the frozen backbone.
     """
     streams = {use: generator(seed, use) for use in ("augmentation", "statistics", "data order")}
     augment = AUGMENTATIONS[protocol.augmentation]
@@ -367,6 +440,8 @@ def build_strategy(
         order=streams["data order"],
         precision=protocol.precision,
         drop_last=protocol.drop_last,
+        features=kept,
+        only_head=method.frozen_backbone,
         train_mb_size=protocol.batch_size,
         train_epochs=protocol.epochs,
         eval_mb_size=eval_batch(method),

@@ -7,7 +7,7 @@ import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bench.cell.batches import Batch, Item
+from bench.cell.features import Features
+from bench.cell.precision import autocast
 from bench.cell.progress import Observer, ProgressUpdate
 from methods.avalanche_parts import SupervisedTemplate
 from methods.strategy import Plugin
@@ -36,6 +38,8 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         drop_last: whether the last batch of an epoch is left out if it is smaller than the others; a data
             set smaller than a batch is one batch all the same.
         precision: "fp32", or "bf16" for autocast in the forward pass (weights stay in fp32).
+        features: of the images by the frozen backbone, where they are kept.
+        only_head: run only the classifier on images whose features are kept.
         settings: passed on to Avalanche.
     """
 
@@ -48,6 +52,8 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         order: torch.Generator,
         precision: str,
         drop_last: bool = False,
+        features: Features | None = None,
+        only_head: bool = False,
         **settings: Any,
     ) -> None:
         with warnings.catch_warnings():  # Avalanche's metrics and loggers are not used
@@ -56,10 +62,26 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         self.train_collate, self.eval_collate = train_collate, eval_collate
         self.statistics_collate = statistics_collate
         self.order, self.precision, self.drop_last = order, precision, drop_last
+        self.features, self.only_head = features, only_head
+        #: Images whose features were read since the training of the experience began.
+        self.features_read = 0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed-precision context of every pass through the model."""
         return autocast(self.device, self.precision)
+
+    def frozen_features(self, batch: Sequence[Tensor] | None = None) -> Tensor | None:
+        """The features (B, D) of a batch by the frozen backbone; None if they are not kept.
+
+        Args:
+            batch: as the collate functions return it; by default the current one.
+        """
+        _, _, *origin = self.mbatch if batch is None else batch
+        if self.features is None or not origin:
+            return None
+        features = self.features.of("train" if self.is_training else "test", *origin)
+        self.features_read += 0 if features is None else len(features)
+        return features
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """Predicted and true labels (n,) of the last evaluation, in the order of the data."""
@@ -67,8 +89,9 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         return torch.cat(collector.predicted), torch.cat(collector.true)
 
     def forward(self) -> Tensor:
+        features = self.frozen_features() if self.only_head else None
         with self.autocast():
-            logits = self.model(self.mb_x)
+            logits = self.model(self.mb_x) if features is None else self.model.head(features)
         return logits.float()  # type: ignore[no-any-return]
 
     def make_optimizer(self, **kwargs: Any) -> None:
@@ -92,11 +115,6 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
             collate_fn=self.eval_collate,
             generator=torch.Generator(),  # by default, a loader draws from the global generator
         )
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context of a pass in "fp32" or "bf16"; weights stay in fp32."""
-    return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def cosine(step: int, steps_per_epoch: int, epochs: int) -> float:

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from methods.avalanche_parts import as_classification_dataset, benchmark_from_datasets, with_classes_timeline
 
 
-class RowDataset(Dataset[tuple[Tensor, int]]):
-    """Some rows of uint8 images (n, H, W, 3) and their labels. The images are shared, not copied."""
+class RowDataset(Dataset[tuple[Tensor, int, int]]):
+    """Some rows of uint8 images (n, H, W, 3), their labels, and which rows. Images are shared, not copied."""
 
     def __init__(self, images: Tensor, labels: Sequence[int], rows: Sequence[int]) -> None:
         self.images, self.rows = images, list(rows)
@@ -23,8 +23,8 @@ class RowDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.images[self.rows[i]], self.targets[i]
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
+        return self.images[self.rows[i]], self.targets[i], self.rows[i]
 
 
 def tasks_of_labels(task_sizes: Sequence[int]) -> list[int]:

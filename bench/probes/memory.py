@@ -6,9 +6,10 @@ so a measurement needs a process that does nothing else.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -110,7 +111,8 @@ def meter_of(device: torch.device, resident: ResidentMeter | None = None) -> Met
 class PeakMemoryTracker:
     """The peak memory over several blocks of code in this process.
 
-    Create it before the model is built: the memory in use then is the baseline.
+    Create it before the model is built: the memory in use then is the baseline. Memory that was freed before
+    is returned to the system, because the model would fill it without a growth that can be seen.
 
     Attributes:
         meter: None where peaks cannot be measured.
@@ -119,6 +121,7 @@ class PeakMemoryTracker:
 
     def __init__(self, device: torch.device, resident: ResidentMeter | None = None) -> None:
         settle()
+        release()
         self.meter = meter_of(device, resident)
         self.baseline = self.meter.now() if self.meter else 0
         self.peak: Peak | None = None
@@ -134,6 +137,13 @@ class PeakMemoryTracker:
         yield
         peak = self.meter.highest(self.baseline)
         self.peak = max(self.peak or peak, peak, key=lambda p: p.peak)
+
+
+def release() -> None:
+    """Return memory that was freed to the system, where the C library can."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def settle() -> None:

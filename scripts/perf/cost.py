@@ -28,9 +28,10 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
 from bench.cell.backbone import MICRO_NAME, RANDOM, Backbone, build
+from bench.cell.precision import autocast
 from bench.cell.rng import seed_everything
 from bench.cell.runner import deployed_copy, images_like
-from bench.cell.strategy import Strategy, autocast
+from bench.cell.strategy import Strategy
 from bench.cell.stream import experiences
 from bench.model import FrozenModel
 from bench.probes.flops import flops_of

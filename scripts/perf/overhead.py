@@ -19,8 +19,9 @@ from torch import Tensor
 
 from bench.cell.backbone import MICRO_NAME, build, resolve
 from bench.cell.batches import central, unit
+from bench.cell.precision import autocast
 from bench.cell.rng import seed_everything
-from bench.cell.strategy import autocast, cosine
+from bench.cell.strategy import cosine
 from bench.cell.stream import experiences
 from methods.base import reset_optimizer, trainable
 from methods.finetune import Finetune

@@ -74,7 +74,7 @@ def predict(strategy: Strategy, images: RowDataset, batches: Batches) -> Tensor:
     """The predicted classes (n,), by row."""
     model, predicted = strategy.model.eval(), torch.empty(len(images), dtype=torch.long)
     for rows in batches:
-        x, _ = strategy.eval_collate([images[row] for row in rows])
+        x, *_ = strategy.eval_collate([images[row] for row in rows])
         with strategy.autocast():
             predicted[rows] = model(x).argmax(1).cpu()
     return predicted

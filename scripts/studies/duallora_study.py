@@ -114,7 +114,7 @@ def test(trained: Trained, images: Any, gate: str) -> Tested:
     head.hyper = replace(trained.method.hyper, calibration="none")
     for start in range(0, len(dataset), EVAL_BATCH):
         items = [dataset[i] for i in range(start, min(start + EVAL_BATCH, len(dataset)))]
-        x, y = strategy.eval_collate(items)
+        x, y, *_ = strategy.eval_collate(items)
         truth = head.experience_of[y]
         for plug in plugs:
             set_gates(plug, gate, truth, len(head.tasks))

@@ -53,6 +53,8 @@ EXPERIENCES: list[dict[str, Any]] = [
         "prepare_seconds": 0.5,
         "consolidate_seconds": 0.0,
         "train_images": 20,
+        "forward_images": 26,
+        "cached_images": 14,
         "eval_seconds": 0.5,
         "energy_joules": None,
         "flops": 17,

@@ -96,6 +96,8 @@ def test_training_is_shown_per_task_and_per_image(make: Make) -> None:
         prepare_seconds=[1.0, 2.0],
         consolidate_seconds=[0.5, 0.0],
         train_images=[100, 150],
+        forward_images=[150, 200],
+        cached_images=[50, 100],
         energy_joules=[90.0, 110.0],
         eval_seconds=[1.0, 3.0],
     )
@@ -106,6 +108,8 @@ def test_training_is_shown_per_task_and_per_image(make: Make) -> None:
         "preparation (s per task)": "1.50",
         "consolidation (s per task)": "0.25",
         "images/s": "25.0",
+        "passes per image": "1.40",
+        "passes without kept features": "2.00",
         "energy of the whole GPU (J per task)": "100",
         "evaluation after the last task (s)": "3.00",
     }

@@ -28,22 +28,24 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def items(n: int = 6, side: int = 8) -> list[tuple[torch.Tensor, int]]:
+def items(n: int = 6, side: int = 8) -> list[tuple[torch.Tensor, int, int]]:
     pixels = torch.randint(0, 256, (n, side, side, 3), generator=rng(), dtype=torch.uint8)
-    return [(image, label) for label, image in enumerate(pixels)]
+    return [(image, label, 10 + label) for label, image in enumerate(pixels)]
 
 
 def test_clean_batches_at_the_stored_size_are_the_pixels_over_255():
     batch = items()
-    x, y = clean(RAW)(batch)
+    x, y, rows, mirrored = clean(RAW)(batch)
     torch.testing.assert_close(
-        x * 255, torch.stack([image for image, _ in batch]).permute(0, 3, 1, 2).float()
+        x * 255, torch.stack([image for image, *_ in batch]).permute(0, 3, 1, 2).float()
     )
     assert y.tolist() == list(range(6))
+    assert rows.tolist() == list(range(10, 16))
+    assert not mirrored.any()
 
 
 def test_unit_normalisation_keeps_the_range_and_the_backbones_own_is_applied():
-    x, _ = clean(RAW)(items())
+    x, *_ = clean(RAW)(items())
     assert x.min() >= 0
     assert 0.9 < x.max() <= 1
     halves = Pipeline(8, 1.0, (0.5,) * 3, (0.5,) * 3, CPU)
@@ -103,18 +105,18 @@ def test_boxes_are_inside_and_their_areas_are_distributed_as_torchvisions(smalle
 def test_an_augmentation_follows_its_random_stream_and_nothing_else(name):
     batch = items(64)
     torch.manual_seed(1)
-    first, _ = AUGMENTATIONS[name](RAW, rng(5))(batch)
+    first, *_ = AUGMENTATIONS[name](RAW, rng(5))(batch)
     torch.manual_seed(2)
-    again, _ = AUGMENTATIONS[name](RAW, rng(5))(batch)
-    other, _ = AUGMENTATIONS[name](RAW, rng(6))(batch)
+    again, *_ = AUGMENTATIONS[name](RAW, rng(5))(batch)
+    other, *_ = AUGMENTATIONS[name](RAW, rng(6))(batch)
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (name == "none")
 
 
 def test_flip_mirrors_about_half_of_the_images():
     batch = items(400)
-    x, _ = clean(RAW)(batch)
-    flipped, _ = AUGMENTATIONS["flip"](RAW, rng())(batch)
+    x, *_ = clean(RAW)(batch)
+    flipped, *_ = AUGMENTATIONS["flip"](RAW, rng())(batch)
     mirrored = (flipped == x.flip(3)).flatten(1).all(1)
     assert torch.equal(flipped[~mirrored], x[~mirrored])
     assert 150 < mirrored.sum() < 250

@@ -31,7 +31,17 @@ TINY = ("--scale", "smoke", "--seeds", "1", "--tasks", "3", "--weights", "random
 TINY += ("--set", "protocol.epochs=1", "--set", "protocol.augmentation=crop-flip")
 
 #: Costs that do not depend on the machine's speed.
-COUNTED = ("train_images", "flops", "trainable", "stored", "stored_bytes", "deployed", "deployed_bytes")
+COUNTED = (
+    "train_images",
+    "forward_images",
+    "cached_images",
+    "flops",
+    "trainable",
+    "stored",
+    "stored_bytes",
+    "deployed",
+    "deployed_bytes",
+)
 
 
 def numbers(record: Record) -> dict[str, Any]:

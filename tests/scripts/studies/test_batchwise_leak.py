@@ -58,7 +58,7 @@ class Stub:
     model = Model()
 
     def eval_collate(self, items):
-        return torch.tensor([label for _, label in items]), None
+        return torch.tensor([label for _, label, *_ in items]), None
 
     def autocast(self):
         return torch.autocast("cpu", enabled=False)

@@ -41,8 +41,8 @@ LATENCY_NOTE = (
 SESSIONS_NOTE = "The rows were timed in different sessions: compare their ratios, not their absolute times."
 MEMORY_NOTE = (
     "Baseline: memory in use before the model was built. Above the baseline: the peak of a phase minus its "
-    "baseline. Each phase ran in a separate process. Training that reads kept features makes no pass for them, "
-    "and needs less."
+    "baseline. Each phase ran in a separate process. Training that reads kept features makes no pass for "
+    "them, and needs less."
 )
 TRAINING_NOTE = (
     "Seconds are wall-clock time and include whatever else the machine was doing. Preparation is the part "

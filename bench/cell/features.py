@@ -246,7 +246,7 @@ def compute(
             x = central(unit(images[start : start + BATCH].to(pipeline.device)), pipeline.crop, pipeline.size)
             x = pipeline.normalise(x.flip(3) if mirrored else x)
             with autocast(pipeline.device, precision):
-                batches.append(embed(model, x).float().cpu())  # type: ignore[arg-type]
+                batches.append(embed(model, x).float().cpu())
             observe(min(start + BATCH, len(images)) / len(images))
     return torch.cat(batches)
 
@@ -272,7 +272,7 @@ def _locked(path: Path, observe: Observer) -> Iterator[None]:
 
 
 def _sha256(features: Tensor) -> str:
-    return hashlib.sha256(features.contiguous().numpy()).hexdigest()
+    return hashlib.sha256(memoryview(features.contiguous().numpy())).hexdigest()
 
 
 def _mark_used(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,12 +42,12 @@ def check_cells(cells: Iterable[Cell], build: Callable[[Cell], Any]) -> None:
     for (tag, size, _), of_backbone in by_backbone.items():
         distinct = list(of_backbone.values())
         model = build(distinct[0])
-        _try(f"the backbone {tag}", lambda model=model, size=size: check_opened(model, size))
+        _try(f"the backbone {tag}", partial(check_opened, model, size))
         for cell in distinct:
             classes = range((cell.task_sizes or (1,))[0])
             _try(
                 f"{cell.method.label} on the backbone {tag}",
-                lambda cell=cell, model=model, classes=classes: check_method(cell, model, classes),
+                partial(check_method, cell, model, classes),
             )
 
 

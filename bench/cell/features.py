@@ -272,7 +272,7 @@ def _locked(path: Path, observe: Observer) -> Iterator[None]:
 
 
 def _sha256(features: Tensor) -> str:
-    return hashlib.sha256(memoryview(features.contiguous().numpy())).hexdigest()
+    return hashlib.sha256(features.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _mark_used(path: Path) -> None:

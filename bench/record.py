@@ -156,6 +156,8 @@ class Record(FrozenModel):
         method, benchmark: the labels of the row, such as "duallora:gate=none".
         config: the resolved configuration.
         class_order: the data set's class numbers in the order learnt.
+        class_names: the names of these classes, in the same order; null in a cell without results, and in
+            older records.
         correct, counts: see `bench.metrics`.
         cost: see `bench.costs`, also for how to store another cost of each experience.
         predictions: the file with the predicted class of every test image; null in records of older schemas.
@@ -177,6 +179,7 @@ class Record(FrozenModel):
     scenario: Literal["class-incremental"] = "class-incremental"
     config: dict[str, JsonValue]
     class_order: list[int] | None = None
+    class_names: list[str] | None = None
     correct: list[list[int | None]] | None = None
     counts: list[int] | None = None
     predictions: PredictionsFile | None = None
@@ -243,6 +246,15 @@ class Record(FrozenModel):
         order = self.class_order or []
         if len(set(order)) != len(order):
             raise ValueError("class_order names a class twice")
+        return self
+
+    @model_validator(mode="after")
+    def _every_class_has_a_name(self) -> Record:
+        names, order = self.class_names, self.class_order or []
+        if names is not None and len(names) != len(order):
+            raise ValueError(
+                f"class_names has {len(names)} names for the {len(order)} classes of class_order"
+            )
         return self
 
     @model_validator(mode="after")

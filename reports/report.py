@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.metrics import METRICS
 from bench.record import Record
-from methods.errors import UsageError
+from methods.errors import UsageError, abbreviate
 from reports import costs, diagnostics, figures, files, folder, html, published, summary, tables
 from reports.folder import FIGURES_FOLDER, REPORT_NAME, TABLES_FOLDER, TITLE
 from reports.groups import Group, group, in_order, method_facts, phrase
@@ -19,6 +19,8 @@ HTML_NAME = "report.html"
 CELLS_NAME = "cells.csv"
 
 UNKNOWN = "unknown"
+#: Names of classes in the report; the records have all.
+NAMES_SHOWN = 200
 
 FILES = (
     f"`{HTML_NAME}` (the whole report in one page), `{FIGURES_FOLDER}/` (SVG and PNG), "
@@ -238,6 +240,7 @@ def _conditions(g: Group) -> Iterator[str]:
     yield ""
     yield from _list_of("Settings of the methods:", _settings(g))
     yield from _list_of("Classes in the order learnt:", _class_orders(g))
+    yield from _list_of("Names of the classes:", _class_names(g))
     yield from _list_of("Commands:", map(code, _distinct(r.manifest.command for r in g.records)))
 
 
@@ -297,6 +300,13 @@ def _class_orders(g: Group) -> Iterator[str]:
     orders = {(record.seed, tuple(record.class_order)) for record in g.records if record.class_order}
     for seed, order in sorted(orders):
         yield f"seed {seed}: {code(' '.join(map(str, order)))}"
+
+
+def _class_names(g: Group) -> Iterator[str]:
+    """A line with the names by number; none if they are unknown, or are the numbers."""
+    pairs = {pair for r in g.records for pair in zip(r.class_order or (), r.class_names or (), strict=False)}
+    if any(name != str(number) for number, name in pairs):
+        yield code(abbreviate([f"{number} = {name}" for number, name in sorted(pairs)], NAMES_SHOWN))
 
 
 # ---- Markdown ----------------------------------------------------------------------------------

@@ -114,6 +114,11 @@ class Inputs:
             eval_on=cell.eval_on,
         )
 
+    def class_names(self, cell: Cell) -> list[str]:
+        """The names of the classes that the cell learns, in its class order."""
+        names = self.dataset(cell).classes
+        return [_as_text(names[number]) for number in self.split(cell).class_order]
+
     def images(self, cell: Cell) -> Arrays:
         """The cell's images, decoded. The last result is cached, because consecutive cells share images.
 
@@ -154,3 +159,8 @@ def _open_benchmark(name: str, options: OptionsKey) -> Benchmark[Any]:
     values = read_options(dict(options), fields_of(benchmark_class.Options))
     benchmark: Benchmark[Any] = benchmark_class(make_hyper(name, benchmark_class.Options, values))
     return benchmark
+
+
+def _as_text(name: object) -> str:
+    """A name as text that can be stored: bytes of a file name that are no UTF-8 are written as escapes."""
+    return str(name).encode(errors="backslashreplace").decode()

@@ -107,7 +107,7 @@ def run_cell(
     inputs, started = Inputs(paths), now()
     try:
         run, measurements = train_and_evaluate(cell, inputs, started, observe, save)
-        results = results_of(measurements)
+        results = results_of(measurements) | {"class_names": inputs.class_names(cell)}
         labels = inputs.images(cell).test_y
         content = predictions.to_bytes(predictions_of(run.predicted, inputs.split(cell), labels))
     except KeyboardInterrupt:

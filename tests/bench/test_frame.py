@@ -32,6 +32,7 @@ FAILED = {
     "correct": None,
     "counts": None,
     "class_order": None,
+    "class_names": None,
     "diagnostics": None,
     "cost": None,
 }

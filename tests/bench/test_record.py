@@ -109,6 +109,7 @@ def content(**changes: Any) -> dict[str, Any]:
         "scenario": "class-incremental",
         "config": {"protocol": {"name": "common", "epochs": 3}},
         "class_order": [1, 0, 3, 2],
+        "class_names": ["dog", "cat", "über", "1"],
         "correct": CORRECT,
         "counts": COUNTS,
         "predictions": {"file": f"predictions-{'0' * 12}.safetensors", "sha256": "0" * 64},
@@ -164,7 +165,9 @@ def test_a_record_cannot_be_changed() -> None:
 @pytest.mark.parametrize("status", ["failed", "oom", "diverged", "interrupted", "skipped"])
 def test_an_unfinished_cell_keeps_its_reason_and_holds_no_result(status: str) -> None:
     record = Record.model_validate(
-        content(status=status, reason="It went wrong.", class_order=None, cost=None, **NO_RESULT)
+        content(
+            status=status, reason="It went wrong.", class_order=None, class_names=None, cost=None, **NO_RESULT
+        )
     )
     assert not record.done
     with pytest.raises(ValidationError, match="there is no reason"):
@@ -274,6 +277,8 @@ WRONG = {
     "reason of a done cell": ({"reason": "Why not."}, "a reason is given"),
     "no counts": ({"counts": None}, "counts is null"),
     "no class order": ({"class_order": None}, "class_order is null"),
+    "a class without a name": ({"class_names": ["a"]}, "1 names for the 4 classes"),
+    "a name that is no text": ({"class_names": ["a", "b", "c", 4]}, "class_names"),
     "a class twice": ({"class_order": [0, 1, 1]}, "twice"),
     "too few rows": ({"correct": [[9, None]]}, "2 rows of 2"),
     "a short row": ({"correct": [[9], [6, 10]]}, "2 rows of 2"),

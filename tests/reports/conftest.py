@@ -200,7 +200,7 @@ def unfinished(make: Make) -> Make:
     """A factory of records of cells that did not finish."""
 
     def record(method: str, seed: int, status: str, reason: str, **fields: Any) -> Record:
-        results = ("class_order", "correct", "counts", "predictions", "diagnostics", "cost")
+        results = ("class_order", "class_names", "correct", "counts", "predictions", "diagnostics", "cost")
         whole = make(method, seed, **fields).model_dump(by_alias=True)
         return Record.model_validate(whole | dict.fromkeys(results) | {"status": status, "reason": reason})
 

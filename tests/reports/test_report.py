@@ -306,6 +306,16 @@ def test_conditions_are_listed(text: str) -> None:
     assert [seed for seed, _ in orders] == ["0", "1", "2"]
 
 
+def test_classes_are_listed_by_number_with_their_names(make: Make, tmp_path: Path) -> None:
+    names = {0: "cat", 1: "`dog`", 2: "2", 3: "3"}
+    cells = [make("a", seed, tasks=2) for seed in (0, 1)]
+    cells = [r.model_copy(update={"class_names": [names[c] for c in r.class_order or ()]}) for r in cells]
+    text = write_report(cells, tmp_path / "named").read_text(encoding="utf-8")
+    assert "Names of the classes:\n\n- `` 0 = cat, 1 = `dog`, 2 = 2, 3 = 3 ``\n" in text
+    plain = [r.model_copy(update={"class_names": [str(c) for c in r.class_order or ()]}) for r in cells]
+    assert "Names of the classes" not in write_report(plain, tmp_path / "plain").read_text(encoding="utf-8")
+
+
 def test_the_conditions_of_the_timing_are_listed(eventful_text: str) -> None:
     conditions = section(eventful_text, "### Conditions of digits")
     assert "| timed on | `cpu: a processor, fp32, 2 threads, images of 32 pixels` |" in conditions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def test_images_follow_the_split(cell: Cell, paths: Paths) -> None:
     assert (split.class_order, split.task_sizes) == (cell.class_order, cell.task_sizes)
     assert split.sha256 == cell.split_sha256
     assert (len(images.train_y), len(images.test_y)) == (len(split.train_rows), len(split.test_rows))
+
+
+def test_names_of_classes_are_in_the_order_learnt_and_can_be_stored(cell: Cell, paths: Paths) -> None:
+    inputs = Inputs(paths)
+    names = ("zero", 1, "zwei ", "d\udcffrei", "四", *map(str, range(5, 10)))
+    dataset = replace(inputs.dataset(cell), classes=names)
+    inputs._dataset = lambda name, options: dataset  # type: ignore[assignment]
+    named = dict(zip(inputs.split(cell).class_order, inputs.class_names(cell), strict=True))
+    stored = ["zero", "1", "zwei ", "d\\udcffrei", "四", "5", "6", "7", "8", "9"]
+    assert [named[number] for number in range(10)] == stored
+    json.dumps(stored, ensure_ascii=False).encode()
 
 
 def test_a_benchmark_with_another_option_is_another_one(paths: Paths, tmp_path: Path) -> None:

@@ -253,6 +253,11 @@ def correct_by_task(read: Predictions, record: Record) -> list[list[int | None]]
     ]
 
 
+def test_the_record_names_its_classes_beside_their_numbers(run: Any) -> None:
+    record = run("ncm").record
+    assert record.class_names == [str(number) for number in record.class_order]  # the names of the digits
+
+
 @pytest.mark.parametrize("method", ["ncm", "finetune", "joint"])
 def test_predictions_agree_with_the_counts_of_the_record(method: str, run: Any, tmp_path: Path) -> None:
     result = run(method)

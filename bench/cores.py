@@ -62,6 +62,6 @@ def _limits(groups: Path, path: PurePosixPath) -> Iterator[float]:
             yield int(quota) / int(period)  # "max" is no limit
     for folder in (groups / mount / path for mount in _V1_MOUNTS):
         with suppress(OSError, ValueError, ZeroDivisionError):
-            quota = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-            if quota > 0:  # -1 is no limit
-                yield quota / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+            microseconds = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+            if microseconds > 0:  # -1 is no limit
+                yield microseconds / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 ADDED: Mapping[str, Any] = {
     "drop_last": False,
     "class_order": "seeded",
+    "geometry": "square",
+    "test_crop": None,
     "gelu": "backbone",
     "test_batches": "mixed",
 }

@@ -66,6 +66,12 @@ class Protocol(FrozenModel):
     test_batches: Literal["mixed", "task"] = Field(
         "mixed", description="whether a batch of test images is of all tasks seen, or of one"
     )
+    geometry: Literal["square", "whole", "squash"] = Field(
+        "square", description="how images become inputs, see bench.cell.batches"
+    )
+    test_crop: float | None = Field(
+        None, gt=0, le=1, description="share of the side that a test image keeps (null: the benchmark's own)"
+    )
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -81,6 +87,7 @@ PAPER: Mapping[str, Any] = {
     "augmentation": "crop-flip",
     "schedule": "coda",
     "head_init": "default",
+    "geometry": "whole",
 }
 
 

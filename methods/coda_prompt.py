@@ -205,6 +205,7 @@ class CodaPrompt(PromptMethod[CodaPromptHyper]):
             "backbone": "vit_base_patch16_224.augreg_in21k_ft_in1k",  # timm 0.4.12's vit_base_patch16_224
             "normalisation": "unit",  # dataloaders/utils.py: mean 0, std 1
             "augmentation": "crop-flip",  # dataloaders/utils.py: RandomResizedCrop(224), RandomHorizontalFlip
+            "geometry": "whole",  # the same: on PIL images; Resize(256), CenterCrop(224) for ImageNet-R
             "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
             "batch_size": 128,  # configs/*_prompt.yaml
             "head_init": "default",  # models/zoo.py: nn.Linear

@@ -99,6 +99,7 @@ class InfLora(SubspaceLora[InfLoraHyper]):
             "backbone": "vit_base_patch16_224.augreg_in21k",  # models/vit_inflora.py: the augreg in21k file
             "normalisation": "unit",  # utils/data.py: ToTensor, then mean 0 and std 1
             "augmentation": "crop-flip",  # utils/data.py: RandomResizedCrop(224), RandomHorizontalFlip
+            "geometry": "whole",  # the same: on PIL images; Resize(256), CenterCrop(224) for ImageNet-R
             "schedule": "coda",  # utils/schedulers.py: CosineSchedule, stepped by epoch
             "batch_size": 128,  # configs: batch_size
             "head_init": "default",  # models/sinet_inflora.py: nn.Linear

@@ -323,6 +323,8 @@ def official(batch_size: int) -> dict[str, object]:
         "backbone": "vit_base_patch16_224.orig_in21k",  # imagenet21k/ViT-B_16.npz
         "normalisation": "unit",  # norm_01 = True
         "augmentation": "small-crop-flip",  # libml/preprocess.py: area from 5 %
+        "geometry": "squash",  # libml/input_pipeline.py: resize to (resize_size, resize_size)
+        "test_crop": 0.875,  # configs/*.py: input_size 224 of resize_size 256
         "schedule": "constant",  # learning_rate_schedule
         "batch_size": batch_size,
         "head_init": "zero",  # models/vit.py: the kernel of the head

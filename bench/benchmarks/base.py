@@ -8,7 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated
 
-from bench.benchmarks.pixels import Pixels
+from bench.benchmarks.pixels import Pixels, Shape
 from bench.storage import expanded
 from methods.errors import UsageError, abbreviate
 from methods.hyper import STRICT
@@ -91,6 +91,10 @@ class ImageSet:
     def take(self, rows: Int64Array) -> ImageSet:
         """The images of these rows, in this order."""
         return ImageSet(tuple(self.ids[row] for row in rows), self.labels[rows], self.pixels.take(rows))
+
+    def shaped(self, shape: Shape) -> ImageSet:
+        """The same images, made square in another way; see `Pixels.shaped`."""
+        return replace(self, pixels=self.pixels.shaped(shape))
 
     def decode(self, size: int) -> UInt8Array:
         """All images as (n, size, size, 3) uint8; see `Pixels.decode` for errors."""

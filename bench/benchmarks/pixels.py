@@ -1,4 +1,4 @@
-"""Sources of images: an array in memory, or image files with a cache of decoded squares."""
+"""Sources of images: an array in memory, or image files with a cache of decoded images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bench.benchmarks.drafts import draft_file, sweep
+from bench.benchmarks.whole import WholeImages, parts, read_flat, unpack, write_flat
 from methods.errors import UsageError, abbreviate
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     UInt8Array = NDArray[np.uint8]
     Int64Array = NDArray[np.int64]
 
+#: How an image file becomes a square; see `square`, `centred`, `squashed`.
+Shape = Literal["square", "centred", "squashed"]
+
 DECODER = "exif-rgb-bicubic-fit 2"
+WHOLE_DECODER = "exif-rgb-whole-bilinear 1"
 
 ORIENTATION = 0x0112  # tag of EXIF
 #: Orientation -> what makes the image upright, a name of `PIL.Image.Transpose`.
@@ -70,6 +75,16 @@ class Pixels(Protocol):
             UsageError: naming every image that cannot be decoded.
         """
 
+    def shaped(self, shape: Shape) -> Pixels:
+        """The same images, whose `decode` makes squares in this way; no change to images that are square."""
+
+    def decode_whole(self, limit: int) -> UInt8Array | WholeImages:
+        """All images with their own sides, which are reduced where the shorter one is above `limit`.
+
+        Raises:
+            UsageError: naming every image that cannot be decoded.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayPixels:
@@ -96,6 +111,12 @@ class ArrayPixels:
             return self.images
         return _resized(self.images, size)
 
+    def shaped(self, shape: Shape) -> ArrayPixels:
+        return self
+
+    def decode_whole(self, limit: int) -> UInt8Array:
+        return self.decode(min(limit, self.native_size))
+
 
 def _resized(images: UInt8Array, size: int) -> UInt8Array:
     import numpy as np
@@ -107,26 +128,22 @@ def _resized(images: UInt8Array, size: int) -> UInt8Array:
     return resized
 
 
-def square(path: Path, size: int) -> UInt8Array:
-    """One image file as (size, size, 3) uint8 RGB: upright, short side = `size`, central square.
+def upright(path: Path) -> Image.Image:
+    """One image file as RGB, upright.
 
-    Bicubic and antialiased. Transparency is dropped, as torchvision's loader does; of several frames the
-    first is read. Of the metadata only the orientation is, and broken metadata cost no image.
+    Transparency is dropped, as torchvision's loader does; of several frames the first is read. Of the
+    metadata only the orientation is, and broken metadata cost no image.
 
     Raises:
         ValueError: for more than 8 bits per channel, which a conversion to RGB would clip.
         OSError and others: if it is not an intact image.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
-
     try:
-        upright = _upright(path)
+        return _upright(path)
     except Exception:  # a PNG is refused as a whole for a text that is damaged or long
         if (pixels_only := without_metadata(path.read_bytes())) is None:
             raise
-        upright = _upright(io.BytesIO(pixels_only))
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+        return _upright(io.BytesIO(pixels_only))
 
 
 def _upright(file: Path | BinaryIO) -> Image.Image:
@@ -185,20 +202,82 @@ def without_metadata(content: bytes) -> bytes | None:
     return b"".join(kept)
 
 
+def square(path: Path, size: int) -> UInt8Array:
+    """One image file as (size, size, 3) uint8: short side = `size`, central square; bicubic, antialiased."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(upright(path), (size, size), Image.Resampling.BICUBIC))
+
+
+def centred(path: Path, size: int) -> UInt8Array:
+    """As `square`, but bilinear: torchvision's Resize(size) and CenterCrop(size)."""
+    import numpy as np
+
+    image = _short_side(upright(path), size)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def squashed(path: Path, size: int) -> UInt8Array:
+    """The whole image as (size, size, 3) uint8, whatever its aspect; bilinear, not antialiased.
+
+    What TensorFlow's image.resize and a cast to uint8, which rounds down, do.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    image = torch.from_numpy(_array(upright(path))).permute(2, 0, 1)[None].float()
+    resized = interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=False)
+    pixels: UInt8Array = resized[0].permute(1, 2, 0).byte().contiguous().numpy()
+    return pixels
+
+
+def whole(path: Path, limit: int) -> UInt8Array:
+    """The whole image, (h, w, 3) uint8, reduced (bilinear) if its shorter side is above `limit` pixels."""
+    image = upright(path)
+    return _array(_short_side(image, limit) if min(image.size) > limit else image)
+
+
+def _short_side(image: Image.Image, size: int) -> Image.Image:
+    """The image with `size` pixels on its shorter side, as torchvision's Resize; bilinear, antialiased."""
+    from PIL import Image
+
+    short = min(image.size)
+    width, height = (size if side == short else size * side // short for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _array(image: Image.Image) -> UInt8Array:
+    import numpy as np
+
+    return np.array(image)
+
+
+#: shape -> how a file becomes such a square, and the name of that in the key of the cache.
+SHAPES: dict[Shape, tuple[Callable[[Path, int], UInt8Array], str]] = {
+    "square": (square, DECODER),
+    "centred": (centred, "exif-rgb-bilinear-centre 1"),
+    "squashed": (squashed, "exif-rgb-bilinear-squash 1"),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class FilePixels:
-    """Image files of any size. Decoded squares are stored in `<cache>/<key>.npy` and memory-mapped.
+    """Image files of any size. Decoded images are stored in `<cache>/<key>.npy` and memory-mapped.
 
     The key is a hash of the files' content, the size and the decoder, so a changed file is decoded again. The
     array is mapped copy-on-write: writing to it changes no file.
 
     Attributes:
         read_square: decodes one file, as `square` does.
+        decoder: its name in the key.
     """
 
     paths: tuple[Path, ...]
     cache: Path
     read_square: Callable[[Path, int], UInt8Array] = square
+    decoder: str = DECODER
 
     @property
     def native_size(self) -> None:
@@ -218,25 +297,50 @@ class FilePixels:
     def decode(self, size: int) -> UInt8Array:
         shape = (len(self.paths), size, size, 3)
         digests = self.digests()
-        cached = self.cache / f"{_cache_key(digests, size)}.npy"
+        cached = self.cache / f"{_cache_key(self.decoder, digests, size)}.npy"
         images = _read_cache(cached, shape)
         if images is not None:
             return images
         try:
-            _write_cache(cached, shape, self._decoded(size, digests))
+            _write_cache(cached, lambda file: _write_array(file, shape, self._decoded(size, digests)))
         except OSError as error:
-            warnings.warn(
-                f"decoded images cannot be stored in {self.cache} ({error}): they stay in memory, and the "
-                "next run decodes them again; free space or allow writing there, or give another --data-root",
-                stacklevel=2,
-            )
+            self._warn_of_memory(error)
             return _in_memory(shape, self._decoded(size, digests))
         written = _read_cache(cached, shape)
         assert written is not None, "a cache file that was just written can be read"
         return written
 
+    def shaped(self, shape: Shape) -> FilePixels:
+        read_square, decoder = SHAPES[shape]
+        return replace(self, read_square=read_square, decoder=decoder)
+
+    def decode_whole(self, limit: int) -> WholeImages:
+        import numpy as np
+
+        pixels, digests, n = replace(self, read_square=whole), self.digests(), len(self)
+        cached = self.cache / f"{_cache_key(WHOLE_DECODER, digests, limit)}.npy"
+        images = read_flat(cached, n)
+        if images is not None:
+            return images
+        try:
+            _write_cache(cached, lambda file: write_flat(file, pixels._decoded(limit, digests)))
+            written = read_flat(cached, n)
+        except OSError as error:
+            self._warn_of_memory(error)
+            flat = b"".join(parts(pixels._decoded(limit, digests)))
+            written = unpack(np.frombuffer(bytearray(flat), np.uint8), n)
+        assert written is not None, "what was just written can be read"
+        return written
+
+    def _warn_of_memory(self, error: OSError) -> None:
+        warnings.warn(
+            f"decoded images cannot be stored in {self.cache} ({error}): they stay in memory, and the "
+            "next run decodes them again; free space or allow writing there, or give another --data-root",
+            stacklevel=3,
+        )
+
     def _decoded(self, size: int, digests: Sequence[str]) -> Iterator[UInt8Array]:
-        """The squares of files that have these hashes before and after.
+        """The images of files that have these hashes before and after.
 
         Raises:
             UsageError: at the end, naming the files that cannot be decoded, or that were written meanwhile.
@@ -278,7 +382,7 @@ def _file_sha256(path: Path, *state: int) -> str:
 def decoded(
     paths: Sequence[Path], size: int, read_square: Callable[[Path, int], UInt8Array]
 ) -> Iterator[UInt8Array]:
-    """The square of each file, in order, decoded by a pool of threads.
+    """The image of each file, in order, decoded by a pool of threads.
 
     Raises:
         UsageError: at the end, naming the files that cannot be decoded (each yields nothing).
@@ -315,10 +419,10 @@ def _attempt(read_square: Callable[[Path, int], UInt8Array], size: int) -> Calla
     return attempt
 
 
-def _cache_key(digests: list[str], size: int) -> str:
+def _cache_key(decoder: str, digests: list[str], size: int) -> str:
     import PIL
 
-    text = "\n".join([DECODER, PIL.__version__, str(size), *digests])
+    text = "\n".join([decoder, PIL.__version__, str(size), *digests])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -336,13 +440,13 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> UInt8Array | None:
     return array if complete and array.flags.c_contiguous else None
 
 
-def _write_cache(path: Path, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:
+def _write_cache(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write to a temporary file in the same folder, then rename it: no process reads a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, DRAFT)
     with draft_file(path.parent, DRAFT) as draft:
         with draft.open("wb") as file:
-            _write_array(file, shape, images)
+            write(file)
         draft.replace(path)
 
 

@@ -34,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from bench.cell.batches import Pipeline, central, unit
+from bench.cell.batches import Pipeline
 from bench.cell.precision import autocast
 from bench.cell.progress import Notice, Observer, ProgressUpdate
 from bench.storage import StorageError, write_atomic
@@ -243,7 +243,7 @@ def compute(
     batches = []
     with torch.no_grad():
         for start in range(0, len(images), BATCH):
-            x = central(unit(images[start : start + BATCH].to(pipeline.device)), pipeline.crop, pipeline.size)
+            x = pipeline.view(images[start : start + BATCH].to(pipeline.device))
             x = pipeline.normalise(x.flip(3) if mirrored else x)
             with autocast(pipeline.device, precision):
                 batches.append(embed(model, x).float().cpu())

@@ -15,6 +15,7 @@ from bench.benchmarks.loading import Arrays, load_arrays
 from bench.benchmarks.splits import ORDERS, Split, make_split
 from bench.cell import backbone
 from bench.cell.backbone import Backbone
+from bench.cell.batches import stored_shapes
 from bench.options import read_options
 from bench.spec import Cell, Choice, Component, OptionsKey, Settings
 from methods.hyper import fields_of, make_hyper
@@ -119,6 +120,10 @@ class Inputs:
         names = self.dataset(cell).classes
         return [_as_text(names[number]) for number in self.split(cell).class_order]
 
+    def test_crop(self, cell: Cell) -> float:
+        """Share of a stored square's side that a test image keeps."""
+        return cell.protocol.test_crop or self.benchmark(cell).eval_crop
+
     def images(self, cell: Cell) -> Arrays:
         """The cell's images, decoded. The last result is cached, because consecutive cells share images.
 
@@ -150,8 +155,8 @@ class Inputs:
         return backbone.resolve(tag, self.paths.weights, self.paths.roots)
 
     def _decode(self, cell: Cell) -> Arrays:
-        crop = self.benchmark(cell).eval_crop
-        return load_arrays(self.dataset(cell), self.split(cell), cell.protocol.image_size, crop)
+        size, shapes = cell.protocol.image_size, stored_shapes(cell.protocol)
+        return load_arrays(self.dataset(cell), self.split(cell), size, self.test_crop(cell), *shapes)
 
 
 def _open_benchmark(name: str, options: OptionsKey) -> Benchmark[Any]:

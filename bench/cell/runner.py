@@ -20,8 +20,9 @@ from torch import Tensor
 from bench import predictions
 from bench.benchmarks.loading import Arrays
 from bench.benchmarks.splits import Split
+from bench.benchmarks.whole import WholeImages
 from bench.cell import backbone, checkpoint, features, resume
-from bench.cell.batches import AUGMENTATIONS, Pipeline, clean
+from bench.cell.batches import AUGMENTATIONS, CLEAN, Pipeline
 from bench.cell.features import Conditions, Features
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import RunContext, manifest_of, now
@@ -356,13 +357,15 @@ def predictions_of(predicted: Mapping[int, Tensor], split: Split, labels: Int64A
 def keep_features(cell: Cell, inputs: Inputs, observe: Observer) -> Features | None:
     """The frozen backbone's features of the images that the cell's method asks for; None if none are kept."""
     method = METHODS[cell.method.name].load()
-    wanted = features.wanted_inputs(method.asks_for, cell.protocol.augmentation)
-    if inputs.paths.features is None or not wanted:
+    asked = features.wanted_inputs(method.asks_for, cell.protocol.augmentation)
+    if inputs.paths.features is None or not asked:
         return None
     arrays, pipeline = inputs.images(cell), pipeline_of(cell, inputs)
+    images: dict[features.Part, Any] = {"train": arrays.train_x, "test": arrays.test_x}
+    wanted = [(part, mirrored) for part, mirrored in asked if not isinstance(images[part], WholeImages)]
     return features.prepare(
         wanted,
-        {"train": arrays.train_x, "test": arrays.test_x},
+        images,
         lambda: frozen_backbone(cell, inputs).to(pipeline.device),
         pipeline,
         feature_conditions(cell, pipeline),
@@ -430,12 +433,12 @@ def build_strategy(
         kept: features of the images by the frozen backbone.
     """
     streams = {use: generator(seed, use) for use in ("augmentation", "statistics", "data order")}
-    augment = AUGMENTATIONS[protocol.augmentation]
+    augment = AUGMENTATIONS[pipeline.geometry][protocol.augmentation]
     strategy = Strategy(
         model=model,
         optimizer=method.make_optimizer(model.parameters()),
         train_collate=augment(pipeline, streams["augmentation"]),
-        eval_collate=clean(pipeline),
+        eval_collate=CLEAN[pipeline.geometry](pipeline),
         statistics_collate=augment(pipeline, streams["statistics"]),
         order=streams["data order"],
         precision=protocol.precision,
@@ -462,10 +465,11 @@ def pipeline_of(cell: Cell, inputs: Inputs) -> Pipeline:
     weights, unit = inputs.backbone(cell), cell.protocol.normalisation == "unit"
     return Pipeline(
         size=cell.protocol.image_size,
-        crop=inputs.benchmark(cell).eval_crop,
+        crop=inputs.test_crop(cell),
         mean=(0.0, 0.0, 0.0) if unit else weights.mean,
         std=(1.0, 1.0, 1.0) if unit else weights.std,
         device=torch.device(cell.device),
+        geometry=cell.protocol.geometry,
     )
 
 

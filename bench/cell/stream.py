@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,9 +15,9 @@ from methods.avalanche_parts import as_classification_dataset, benchmark_from_da
 
 
 class RowDataset(Dataset[tuple[Tensor, int, int]]):
-    """Some rows of uint8 images (n, H, W, 3), their labels, and which rows. Images are shared, not copied."""
+    """Some rows of uint8 images (H, W, 3), their labels, and which rows. Images are shared, not copied."""
 
-    def __init__(self, images: Tensor, labels: Sequence[int], rows: Sequence[int]) -> None:
+    def __init__(self, images: Any, labels: Sequence[int], rows: Sequence[int]) -> None:
         self.images, self.rows = images, list(rows)
         self.targets = [int(labels[row]) for row in self.rows]
 
@@ -24,7 +25,7 @@ class RowDataset(Dataset[tuple[Tensor, int, int]]):
         return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
-        return self.images[self.rows[i]], self.targets[i], self.rows[i]
+        return torch.as_tensor(self.images[self.rows[i]]), self.targets[i], self.rows[i]
 
 
 def tasks_of_labels(task_sizes: Sequence[int]) -> list[int]:
@@ -47,7 +48,7 @@ def experiences(images: Any, labels: Any, task_sizes: Sequence[int]) -> list[Any
     Avalanche's own generators are not used, because they drop classes if the tasks cannot be of equal size,
     and reseed the global random generator.
     """
-    shared, plain = torch.from_numpy(images), labels.tolist()
+    shared, plain = _shared(images), labels.tolist()
     sets = [
         as_classification_dataset(RowDataset(shared, plain, rows)) for rows in rows_by_task(plain, task_sizes)
     ]
@@ -88,6 +89,11 @@ TEST_BATCHES: dict[str, Callable[[Any, Any, Sequence[int]], SeenImages]] = {
     "mixed": mixed,
     "task": task_by_task,
 }
+
+
+def _shared(images: Any) -> Any:
+    """An array as a tensor, whose rows are taken faster; whole images, which are no array, as they are."""
+    return torch.from_numpy(images) if isinstance(images, np.ndarray) else images
 
 
 def union(images: Any, labels: Any, n_classes: int) -> Any:

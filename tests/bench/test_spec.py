@@ -145,6 +145,8 @@ CHANGES = {
             "backbone": "c",
             "drop_last": True,
             "class_order": "identity",
+            "geometry": "whole",
+            "test_crop": 0.875,
         }.items()
     },
 }

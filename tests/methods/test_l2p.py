@@ -132,7 +132,7 @@ def test_the_recipe_is_that_of_the_official_code(benchmark, epochs):
     recipe = L2P.paper(benchmark)
     assert recipe["backbone"] == "vit_base_patch16_224.orig_in21k"
     assert recipe["normalisation"] == "unit"
-    assert recipe["augmentation"] in AUGMENTATIONS
+    assert recipe["augmentation"] in AUGMENTATIONS[recipe["geometry"]]
     assert recipe["schedule"] in SCHEDULES
     assert (recipe["schedule"], recipe["head_init"], recipe.get("epochs")) == ("constant", "zero", epochs)
     assert recipe["test_batches"] == "task"  # evaluate_tasks_till_now: a data set per task

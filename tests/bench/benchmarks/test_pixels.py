@@ -5,13 +5,25 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.transforms import functional as reference
 
-from bench.benchmarks.pixels import ArrayPixels, FilePixels, file_sha256, square
+from bench.benchmarks.pixels import (
+    SHAPES,
+    ArrayPixels,
+    FilePixels,
+    centred,
+    file_sha256,
+    square,
+    squashed,
+    whole,
+)
+from bench.benchmarks.whole import WholeImages
 from methods.errors import UsageError
 
 Picture = Callable[..., Path]
@@ -321,3 +333,93 @@ def test_content_that_keeps_size_and_modification_time_is_read_again(tmp_path: P
         path.write_bytes(b"two")
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert file_sha256(path) != before
+
+
+@pytest.mark.parametrize("sides", [(40, 30), (30, 41), (33, 20), (20, 20), (9, 30)])
+def test_a_centred_square_is_torchvisions_resize_and_centre_crop(
+    sides: tuple[int, int], tmp_path: Path, picture: Picture
+) -> None:
+    path = picture(tmp_path / "x.png", size=sides)
+    with Image.open(path) as image:
+        resized = reference.resize(image, [16], reference.InterpolationMode.BILINEAR)
+        expected = np.asarray(reference.center_crop(resized, [16]))
+    assert np.array_equal(centred(path, 16), expected)
+
+
+def test_a_squashed_image_shows_the_whole_of_it_by_two_pixels_a_side(tmp_path: Path) -> None:
+    """8 x 4 -> 2 x 2 at scales 4 and 2: the mean of the two middle ones of 4 pixels, and of both of 2."""
+    grey = np.arange(32, dtype=np.uint8).reshape(4, 8) * 7
+    path = saved(tmp_path / "x.png", Image.fromarray(grey))
+    points = [[grey[2 * i : 2 * i + 2, 4 * j + 1 : 4 * j + 3].mean() for j in (0, 1)] for i in (0, 1)]
+    assert np.array_equal(squashed(path, 2), np.repeat(np.floor(points)[..., None], 3, 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("limit", "shape"), [(20, (20, 30, 3)), (50, (20, 30, 3)), (10, (10, 15, 3))])
+def test_a_whole_image_keeps_its_pixels_up_to_the_limit(
+    limit: int, shape: tuple[int, ...], tmp_path: Path, picture: Picture
+) -> None:
+    path = picture(tmp_path / "x.png", size=(30, 20))
+    image = whole(path, limit)
+    assert image.shape == shape
+    with Image.open(path) as original:
+        assert np.array_equal(image, np.asarray(original)) == (limit >= 20)
+
+
+def test_every_shape_has_a_cache_of_its_own(files: FilePixels) -> None:
+    squares = [np.array(files.shaped(shape).decode(6)) for shape in SHAPES]
+    assert len(list(files.cache.iterdir())) == len(SHAPES) == 3
+    assert all((a != b).any() for a, b in pairwise(squares))
+    assert np.array_equal(files.shaped("square").decode(6), files.decode(6))
+
+
+@pytest.fixture
+def uneven(tmp_path: Path, picture: Picture) -> FilePixels:
+    sizes = [(12, 10), (7, 9), (20, 5)]
+    paths = [picture(tmp_path / f"{n}.png", seed=n, size=size) for n, size in enumerate(sizes)]
+    return FilePixels(tuple(paths), tmp_path / "cache")
+
+
+def holds(images: WholeImages, paths: tuple[Path, ...]) -> bool:
+    assert len(images) == len(paths)
+    return all(np.array_equal(images[row], whole(path, 99)) for row, path in enumerate(paths))
+
+
+def test_whole_images_are_decoded_once_and_in_order(
+    uneven: FilePixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert holds(uneven.decode_whole(99), uneven.paths)
+    assert holds(uneven.take(np.array([2, 0])).decode_whole(99), (uneven.paths[2], uneven.paths[0]))
+    expected = [np.array(whole(path, 99)) for path in uneven.paths]
+    monkeypatch.setattr("bench.benchmarks.pixels.upright", None)
+    again = uneven.decode_whole(99)
+    assert all(np.array_equal(again[row], image) for row, image in enumerate(expected))
+    assert isinstance(again.flat, np.memmap)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "longer", "foreign", "empty", "other shape", "other table"])
+def test_a_damaged_cache_of_whole_images_is_rebuilt(damage: str, uneven: FilePixels) -> None:
+    uneven.decode_whole(99)
+    [cached] = uneven.cache.iterdir()
+    content = cached.read_bytes()
+    if damage == "other shape":
+        np.save(cached, np.zeros((3, 8, 4, 6), np.uint8))
+    else:
+        table = content[:-1] + b"\x01"
+        cuts = {"truncated": content[:-1], "longer": content + b"x", "foreign": b"hello", "empty": b""}
+        cached.write_bytes({**cuts, "other table": table}[damage])
+    assert holds(uneven.decode_whole(99), uneven.paths)
+    assert cached.read_bytes() == content
+
+
+def test_whole_images_stay_in_memory_where_the_cache_cannot_be_written(uneven: FilePixels) -> None:
+    uneven.cache.write_text("a file where the folder would be")
+    with pytest.warns(UserWarning, match="cannot be stored in"):
+        images = uneven.decode_whole(99)
+    assert holds(images, uneven.paths)
+
+
+def test_a_broken_file_among_whole_images_is_named(uneven: FilePixels) -> None:
+    uneven.paths[1].write_text("no image")
+    with pytest.raises(UsageError, match=r"1 of 3 images cannot be decoded.*\n  .*1\.png \(not an image"):
+        uneven.decode_whole(99)
+    assert list(uneven.cache.iterdir()) == []

@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench.benchmarks.base import DATA_VARIABLE
+from bench.cell.backbone import MICRO_NAME
+from bench.cell.batches import stored_shapes
 from bench.cell.inputs import Inputs, Paths, paths_from
+from bench.cell.progress import ignore
+from bench.cell.runner import pipeline_of, run_cell
 from bench.cell.suitability import check_cells
 from bench.spec import Cell, Choice, Component, settings_from
 from methods.errors import MissingError, UsageError
-from tests.bench.cell.conftest import plan_cell
+from tests.bench.cell.conftest import CONTEXT, plan_cell
 
 
 @pytest.fixture
@@ -38,6 +43,58 @@ def with_benchmark(cell: Cell, name: str, **options: Any) -> Cell:
 
 def with_protocol(cell: Cell, **changes: Any) -> Cell:
     return cell.model_copy(update={"protocol": cell.protocol.model_copy(update=changes)})
+
+
+#: geometry -> height and width of a stored training image of 10 x 15 pixels, for inputs of 64 pixels.
+STORED = {"whole": (10, 15), "square": (73, 73), "squash": (73, 73)}
+
+
+@pytest.mark.parametrize("geometry", STORED)
+def test_images_are_stored_as_the_geometry_takes_them_and_a_cell_trains_on_them(
+    geometry: str, tmp_path: Path
+) -> None:
+    for number in range(32):
+        folder = tmp_path / "pets" / f"class {number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (15, 10), (8 * number, 5, 9)).save(folder / f"{number}.png")
+    cell, inputs = plan_cell(
+        "ncm",
+        tmp_path / "results",
+        benchmarks=(f"image-folder:path='{tmp_path / 'pets'}'",),
+        data_root=tmp_path / "data",
+        backbone=MICRO_NAME,
+        image_size=64,
+        tasks=2,
+        protocol_options={"geometry": geometry},
+    )
+    arrays = inputs.images(cell)
+    assert arrays.train_x[0].shape == (*STORED[geometry], 3)
+    assert arrays.test_x.shape[1:] == (73, 73, 3)
+    assert run_cell(cell, inputs.paths, CONTEXT, ignore).record.reason is None
+
+
+@pytest.mark.parametrize(
+    ("geometry", "augmentation", "shapes"),
+    [
+        ("square", "crop-flip", ("square", "square")),
+        ("whole", "crop-flip", ("whole", "centred")),
+        ("whole", "small-crop-flip", ("whole", "centred")),
+        ("whole", "flip", ("centred", "centred")),
+        ("squash", "none", ("squashed", "squashed")),
+    ],
+)
+def test_images_are_stored_whole_only_where_crops_are_taken_from_them(
+    geometry: str, augmentation: str, shapes: tuple[str, str], cell: Cell
+) -> None:
+    changed = with_protocol(cell, geometry=geometry, augmentation=augmentation)
+    assert stored_shapes(changed.protocol) == shapes
+
+
+def test_the_protocols_crop_of_a_test_image_wins_over_the_benchmarks(cell: Cell, paths: Paths) -> None:
+    inputs = Inputs(paths)
+    assert inputs.test_crop(cell) == 1.0
+    assert inputs.test_crop(with_protocol(cell, test_crop=0.875)) == 0.875
+    assert pipeline_of(with_protocol(cell, test_crop=0.5, geometry="squash"), inputs).uncropped == 64
 
 
 def test_paths_are_those_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

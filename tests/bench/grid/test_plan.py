@@ -105,21 +105,23 @@ def test_a_scale_shortens_a_recipe_as_it_shortens_the_benchmark(
 
 
 #: What the official code does, where it differs from the common protocol; docs/protocols.md has the files.
+TENSORFLOW = {"drop_last": True, "class_order": "identity", "geometry": "squash", "test_crop": 0.875}
 OFFICIAL = {
-    "l2p": {"drop_last": True, "class_order": "identity"},
-    "dualprompt": {"drop_last": True, "class_order": "identity"},
+    "l2p": TENSORFLOW,
+    "dualprompt": TENSORFLOW,
     "coda-prompt": {"drop_last": True},
     "inflora": {"class_order": "identity"},
     "duallora": {"class_order": "identity"},
 }
-COMMON = {"drop_last": False, "class_order": "seeded"}
+COMMON = {"drop_last": False, "class_order": "seeded", "geometry": "square", "test_crop": None}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_recipe_drops_batches_and_orders_classes_as_the_official_code(method: str) -> None:
+def test_a_recipe_cuts_batches_orders_classes_and_resizes_images_as_the_official_code(method: str) -> None:
     opened = BENCHMARKS["cifar100"].load()
     benchmark = opened(opened.Options())
-    for protocol, expected in (("paper", COMMON | OFFICIAL.get(method, {})), ("common", COMMON)):
+    torchvision = COMMON | {"geometry": "whole"}
+    for protocol, expected in (("paper", torchvision | OFFICIAL.get(method, {})), ("common", COMMON)):
         settings = settings_from({"methods": [method], "benchmarks": ["cifar100"], "protocol": protocol})
         fields = protocol_of(settings, benchmark, METHODS[method].load())
         assert {name: getattr(fields, name) for name in COMMON} == expected

@@ -24,6 +24,7 @@ from bench.grid.plan import (
     check_backbones,
     check_images,
     notes_on_data,
+    notes_on_tasks,
     plan,
     resolve_device,
 )
@@ -48,7 +49,7 @@ class GridPlan:
         existing: the records on disk of the planned cells, by cell id.
         todo: the cells to be run, in their order.
         seconds: estimated duration of these, where past records allow an estimate.
-        notices: sentences on the data.
+        notices: sentences on the tasks and on the data.
     """
 
     planned: Sequence[PlannedCell]
@@ -92,7 +93,7 @@ def _plan_grid(settings: Settings, executor: ExecutorClass, inputs: Inputs, skip
     records = read_readable(results)[0] if results.is_dir() else []
     seconds = seconds_by_cell(todo, records)
     changed = changed_data([item.cell for item in planned if item.cell.id not in existing], records)
-    notices = [*notes_on_data(planned, inputs), *changed]
+    notices = [*notes_on_tasks(planned), *notes_on_data(planned, inputs), *changed]
     parallelism = executor.parallelism(settings, device)
     if parallelism.workers != 1:
         todo = longest_first(todo, seconds)

@@ -126,6 +126,16 @@ class Method(Plugin, Generic[H]):
         return None
 
     @classmethod
+    def learns_from_one_class(cls, hyper: H) -> bool:
+        """Whether the classifier learns from an experience of a single class; if not, the record warns of it.
+
+        By default it does not: the cross-entropy over the classes of the experience (`after_forward`) is zero
+        if there is only one. A method that overrides `after_forward`, or trains on all classes together, has
+        another loss.
+        """
+        return cls.trains_jointly or cls.after_forward is not Method.after_forward
+
+    @classmethod
     def paper(cls, benchmark: str) -> Mapping[str, object]:
         """The published recipe on `benchmark`: the fields of the protocol that `--protocol paper` sets."""
         return {}

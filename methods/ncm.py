@@ -41,6 +41,11 @@ class Ncm(Method[NcmHyper]):
     frozen_backbone = True
     asks_for = "clean"
 
+    @classmethod
+    def learns_from_one_class(cls, hyper: NcmHyper) -> bool:
+        """Always: a mean needs no other class to compare with."""
+        return True
+
     def begin(self, strategy: StrategyLike) -> None:
         head = strategy.model.head.tasks[-1].requires_grad_(False)
         means = class_means(strategy, head.classes)

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import platform
 import subprocess
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from bench import record
 from bench.cell.inputs import Inputs
+from bench.cell.measurements import Measurements
+from bench.cell.one_class import warn_of_one_class, warn_of_zero_loss
 from bench.cell.steps import small_batches
 from bench.spec import Cell
 from methods.errors import UsageError
@@ -52,13 +53,13 @@ class RunContext:
 
 
 def manifest_of(
-    cell: Cell, inputs: Inputs, context: RunContext, started: str, resumed: Sequence[int] = ()
+    cell: Cell, inputs: Inputs, context: RunContext, started: str, measurements: Measurements | None = None
 ) -> record.Manifest:
     """The manifest of a cell that has just ended.
 
     Args:
         started: when its first experience began.
-        resumed: for each time it was resumed, the number of experiences already learnt.
+        measurements: of a cell that is done.
     """
     commit, dirty = git_state()
     return record.Manifest(
@@ -74,11 +75,12 @@ def manifest_of(
         dirty=dirty,
         started=started,
         ended=now(),
-        warnings=_warnings(cell, inputs),
+        warnings=_warnings(cell, inputs)
+        + warn_of_zero_loss(cell, measurements.zero_loss if measurements else ()),
         command=context.command,
         executor=context.executor,
         workers=context.workers,
-        resumed=list(resumed),
+        resumed=list(measurements.resumed if measurements else ()),
     )
 
 
@@ -93,7 +95,7 @@ def _warnings(cell: Cell, inputs: Inputs) -> list[str]:
     """Warnings that qualify the results: of the method as it is set, of the images, and of the backbone."""
     method = METHODS[cell.method.name].load()
     hyper = make_hyper(cell.method.name, method.Hyper, cell.method.options)
-    of_method = [*method.caveats(hyper)]
+    of_method = [*method.caveats(hyper), *warn_of_one_class(cell)]
     if method.batch_group(hyper) is not None and cell.protocol.test_batches == "task":
         of_method.append(ONE_TASK)
     if cell.backbone_sha256 is None:

@@ -28,6 +28,7 @@ class Measurements:
         diagnostic_help: what these names mean.
         memory: the peak of all trainings.
         resumed: for each time the cell was resumed, the number of tasks already learnt.
+        zero_loss: the tasks, from 1, in which the loss was exactly zero at every step.
         unmeasured: what could not be measured or recorded: by quantity, the error.
     """
 
@@ -42,6 +43,7 @@ class Measurements:
     feature_seconds: float | None = None
     plain_flops: int | None = None
     resumed: list[int] = field(default_factory=list)
+    zero_loss: list[int] = field(default_factory=list)
     unmeasured: dict[str, str] = field(default_factory=dict)
 
     @property

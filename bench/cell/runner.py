@@ -120,7 +120,7 @@ def run_cell(
         record = _record_of_error(cell, inputs, context, started, error)
         return CellResult(record, traceback=traceback.format_exc())
     results["predictions"] = predictions.describe_file(content)
-    manifest = manifest_of(cell, inputs, context, measurements.started, measurements.resumed)
+    manifest = manifest_of(cell, inputs, context, measurements.started, measurements)
     return CellResult(_record(cell, manifest, "done", None, results), content)
 
 
@@ -184,6 +184,8 @@ def _run_experience(
     task, faults = measurements.experiences, measurements.unmeasured
     with memory.track():
         cost = _train(run.strategy, experience, faults)
+    if any(plugin.was_zero for plugin in run.strategy.plugins if isinstance(plugin, FiniteLoss)):
+        measurements.zero_loss.append(task + 1)
     row: list[int | None] = [None] * cell.tasks
     if _is_evaluated(run, cell, task):
         observe(ProgressUpdate("evaluating", task + 1, cell.tasks))

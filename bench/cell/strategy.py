@@ -166,10 +166,23 @@ class DivergedError(RuntimeError):
 
 
 class FiniteLoss(Plugin):
-    """Stops a run whose loss is no longer finite, before the step that would make the weights useless."""
+    """Stops a run whose loss is no longer finite, before the step that would make the weights useless.
+
+    Attributes:
+        was_zero: whether the last experience had steps, and the loss was exactly zero at each of them.
+    """
+
+    was_zero = False
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.losses: set[bool] = set()
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.was_zero = self.losses == {True}
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         loss = strategy.loss.item()
+        self.losses.add(loss == 0)
         if not math.isfinite(loss):
             clock = strategy.clock
             raise DivergedError(

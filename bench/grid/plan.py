@@ -15,6 +15,7 @@ from bench.benchmarks.base import Benchmark
 from bench.benchmarks.splits import ORDERS, listed_order
 from bench.cell import backbone
 from bench.cell.inputs import Inputs
+from bench.cell.one_class import warn_of_one_class
 from bench.cell.steps import small_batches
 from bench.cell.suitability import check_cells
 from bench.options import read_options
@@ -270,6 +271,15 @@ def notes_on_data(planned: Sequence[PlannedCell], inputs: Inputs) -> list[str]:
     cells = [item.cell for item in planned if item.missing is None]
     notes = [f"{cell.benchmark.label}: {note}" for cell in cells for note in inputs.notes(cell)]
     return list(dict.fromkeys(notes))
+
+
+def notes_on_tasks(planned: Sequence[PlannedCell]) -> list[str]:
+    """What is to be known about the tasks of each benchmark before a run, with the methods concerned."""
+    methods: dict[str, dict[str, None]] = {}
+    for cell in (item.cell for item in planned):
+        for warning in warn_of_one_class(cell):
+            methods.setdefault(f"{cell.benchmark.label}: {warning}", {})[cell.method.label] = None
+    return [f"warning: {warning} ({', '.join(names)})" for warning, names in methods.items()]
 
 
 def changed_data(cells: Iterable[Cell], records: Iterable[Record]) -> list[str]:

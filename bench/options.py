@@ -107,7 +107,8 @@ def as_typed(value: str) -> str:
     ('a b', '"a+b"')
     """
     cut = re.search(r"""[+,]|^['"\[]""", value)
-    return json.dumps(value, ensure_ascii=False) if cut else value
+    # JSON writes U+007F as it is, and TOML, which the text is read as, does not take it.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if cut else value
 
 
 # ---- values ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.options import parse_value, split_list, unquote
@@ -65,6 +65,7 @@ def test_a_label_parses_back_to_its_choice(options):
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(str.strip))
+@example(",\x7f")
 def test_a_label_parses_back_to_its_text(text):
     label = label_of("image-folder", {"path": text})
     (parsed,) = split_list(label) if "\n" not in label else [label]

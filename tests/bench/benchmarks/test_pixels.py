@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -315,10 +316,12 @@ def test_arrays_are_delivered_as_they_are_or_resampled() -> None:
 
 def test_a_file_that_is_written_while_it_is_decoded_is_named(tmp_path: Path, picture: Picture) -> None:
     paths = tuple(picture(tmp_path / f"{n}.png", seed=n) for n in range(3))
+    one_at_a_time = threading.Lock()  # or an image would be read half-written
 
     def slow(path: Path, size: int) -> np.ndarray:
-        picture(paths[1], seed=9)
-        return square(path, size)
+        with one_at_a_time:
+            picture(paths[1], seed=9)
+            return square(path, size)
 
     with pytest.raises(UsageError, match=r"1 of 3 images were written while .*1\.png"):
         FilePixels(paths, tmp_path / "cache", slow).decode(4)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
+import unicodedata
 from typing import TextIO
 
-#: What a sign becomes that the encoding lacks; any other becomes a question mark.
+#: What a sign becomes that the encoding lacks; a letter loses its accents, any other is a question mark.
 SPELLED = {
     "±": "+/-",
     "·": "-",
@@ -37,7 +38,13 @@ def spell_out(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = error.object[error.start : error.end]
-    return "".join(SPELLED.get(sign, "?") for sign in signs), error.end
+    return "".join(map(_spelled, signs)), error.end
+
+
+def _spelled(sign: str) -> str:
+    """A letter without its accents, or what `SPELLED` says."""
+    letter = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
+    return SPELLED.get(sign) or letter or "?"
 
 
 codecs.register_error(SPELL_OUT, spell_out)

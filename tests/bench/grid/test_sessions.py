@@ -174,7 +174,8 @@ def test_a_grid_that_was_stopped_goes_on_measuring(cli: Callable[..., Any], tmp_
     after = records(tmp_path / "results")
     assert all(each.cost and each.cost.latency for each in after.values())
     assert [each.manifest for each in after.values()] == [each.manifest for each in before.values()]
-    assert len(list(tmp_path.rglob("*.safetensors"))) == len(list(tmp_path.rglob(PATTERN))) == 2
+    kept = list((tmp_path / "results").rglob("*.safetensors"))
+    assert len(kept) == len(list(tmp_path.rglob(PATTERN))) == 2
 
 
 def test_what_cannot_be_measured_is_reported_and_nothing_is_lost(

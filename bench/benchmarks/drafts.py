@@ -11,48 +11,64 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 
-@contextmanager
-def draft_file(folder: Path, prefix: str) -> Iterator[Path]:
+def write_whole(path: Path, prefix: str, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under another name, then rename it: no process ever reads a part of it.
+
+    Its folder is created; drafts in it that died with their writer are swept first.
+
+    Args:
+        prefix: how the names of its drafts begin.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, prefix)
+    with draft_file(path.parent, prefix) as draft:
+        with draft.open("wb") as file:
+            write(file)
+        draft.replace(path)
+
+
+def draft_file(folder: Path, prefix: str) -> AbstractContextManager[Path]:
     """An empty, locked file in a folder; rename it inside the block, or it is deleted at the end.
 
     Raises:
         OSError: if it cannot be written.
     """
+    return _draft(folder, prefix, partial(Path.touch, exist_ok=False), partial(Path.unlink, missing_ok=True))
+
+
+def draft_folder(folder: Path, prefix: str) -> AbstractContextManager[Path]:
+    """As `draft_file`, but an empty folder, which is deleted with all that is still in it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    return _draft(folder, prefix, Path.mkdir, partial(shutil.rmtree, ignore_errors=True))
+
+
+@contextmanager
+def _draft(
+    folder: Path, prefix: str, create: Callable[[Path], None], delete: Callable[[Path], None]
+) -> Iterator[Path]:
     while True:
         path = folder / f"{prefix}{uuid.uuid4().hex}"
-        path.touch(exist_ok=False)
+        create(path)
         with _locked(path):
             if not path.exists():  # swept between its creation and its lock
                 continue
             try:
                 yield path
             finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-@contextmanager
-def draft_folder(folder: Path, prefix: str) -> Iterator[Path]:
-    """As `draft_file`, but an empty folder, which is deleted with all that is still in it.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    while True:
-        path = folder / f"{prefix}{uuid.uuid4().hex}"
-        path.mkdir()
-        with _locked(path):
-            if not path.exists():
-                continue
-            try:
-                yield path
-            finally:
-                shutil.rmtree(path, ignore_errors=True)
+                delete(path)
             return
 
 

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bench.benchmarks.drafts import draft_file, sweep
-from bench.benchmarks.whole import WholeImages, parts, read_flat, unpack, write_flat
+from bench.benchmarks.drafts import write_whole
+from bench.benchmarks.whole import WholeImages, mapped, parts, read_flat, unpack, write_flat
 from methods.errors import UsageError, abbreviate
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class FilePixels:
         if images is not None:
             return images
         try:
-            _write_cache(cached, lambda file: _write_array(file, shape, self._decoded(size, digests)))
+            write_whole(cached, DRAFT, lambda file: _write_array(file, shape, self._decoded(size, digests)))
         except OSError as error:
             self._warn_of_memory(error)
             return _in_memory(shape, self._decoded(size, digests))
@@ -323,7 +323,7 @@ class FilePixels:
         if images is not None:
             return images
         try:
-            _write_cache(cached, lambda file: write_flat(file, pixels._decoded(limit, digests)))
+            write_whole(cached, DRAFT, lambda file: write_flat(file, pixels._decoded(limit, digests)))
             written = read_flat(cached, n)
         except OSError as error:
             self._warn_of_memory(error)
@@ -428,26 +428,8 @@ def _cache_key(decoder: str, digests: list[str], size: int) -> str:
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> UInt8Array | None:
     """The mapped array, or None if the file is absent or is not a complete array of this shape."""
-    import numpy as np
-
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != np.uint8:
-        return None
-    complete = array.offset + array.nbytes == path.stat().st_size
-    return array if complete and array.flags.c_contiguous else None
-
-
-def _write_cache(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write to a temporary file in the same folder, then rename it: no process reads a partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, DRAFT)
-    with draft_file(path.parent, DRAFT) as draft:
-        with draft.open("wb") as file:
-            write(file)
-        draft.replace(path)
+    array = mapped(path)
+    return array if array is not None and array.shape == shape else None
 
 
 def _write_array(file: BinaryIO, shape: tuple[int, ...], images: Iterator[UInt8Array]) -> None:

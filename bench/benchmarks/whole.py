@@ -81,13 +81,19 @@ def write_flat(file: BinaryIO, images: Iterator[UInt8Array]) -> None:
 
 def read_flat(path: Path, n: int) -> WholeImages | None:
     """The n images of an array file, mapped copy-on-write; None if it is absent or damaged."""
+    array = mapped(path)
+    return unpack(array, n) if array is not None and array.ndim == 1 else None
+
+
+def mapped(path: Path) -> UInt8Array | None:
+    """An array file of bytes, mapped copy-on-write; None if it is absent, incomplete or another array."""
     import numpy as np
 
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-        whole = array.offset + array.nbytes == path.stat().st_size
-    except (OSError, ValueError, EOFError, AttributeError):
+    except (OSError, ValueError, EOFError):
         return None
-    if array.dtype != np.uint8 or array.ndim != 1 or not whole:
+    if not isinstance(array, np.memmap) or array.dtype != np.uint8:
         return None
-    return unpack(array, n)
+    complete = array.offset + array.nbytes == path.stat().st_size
+    return array if complete and array.flags.c_contiguous else None

@@ -34,12 +34,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from bench.benchmarks.drafts import write_whole
 from bench.cell.batches import Pipeline
 from bench.cell.precision import autocast
 from bench.cell.progress import Notice, Observer, ProgressUpdate
-from bench.storage import StorageError, write_atomic
 from methods.vit import embed
 
+DRAFT = ".keeping-"  # how the name of a file begins while it is written
 #: Images per pass. Part of the key: the last bits of a feature depend on it.
 BATCH = 64
 #: Bytes that the files of a folder may take in all; the files used longest ago are deleted first.
@@ -127,7 +128,7 @@ def read_or_compute(path: Path, compute: Callable[[], Tensor], observe: Observer
         try:
             write(path, features)
             evict(path.parent, MAX_BYTES, keep=path)
-        except (StorageError, OSError) as error:
+        except OSError as error:
             observe(Notice(f"features are not kept, and the next cell computes them again: {error}"))
         return features, True
 
@@ -153,9 +154,10 @@ def write(path: Path, features: Tensor) -> None:
     """Write features (n, D) to a file, completely or not at all.
 
     Raises:
-        StorageError: if it cannot be written.
+        OSError: if it cannot be written.
     """
-    write_atomic(path, to_bytes({"features": features}, metadata={"sha256": _sha256(features)}))
+    content = to_bytes({"features": features}, metadata={"sha256": _sha256(features)})
+    write_whole(path, DRAFT, lambda file: file.write(content))
 
 
 def evict(folder: Path, max_bytes: int, keep: Path) -> None:
@@ -166,11 +168,6 @@ def evict(folder: Path, max_bytes: int, keep: Path) -> None:
         total += stat.st_size
         if total > max_bytes and path != keep:
             path.unlink(missing_ok=True)
-
-
-def size_of(folder: Path) -> int:
-    """Bytes that the files of a folder take."""
-    return sum(stat.st_size for _, stat in _files(folder))
 
 
 def wanted_inputs(asks_for: str, augmentation: str) -> list[Inputs]:

@@ -158,7 +158,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
         raise OSError(28, os.strerror(28))
 
     expected = prepare(tmp_path / "a", model, pixels())
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(features, "write_whole", full)
     messages: list[Message] = []
     got = prepare(tmp_path / "b", model, pixels(), messages.append)
     assert torch.equal(got.tensors["train", True], expected.tensors["train", True])
@@ -200,6 +200,13 @@ def test_of_processes_that_need_the_same_features_one_computes_them(tmp_path: Pa
     assert counts.value == 1
 
 
+def test_what_a_killed_process_left_half_written_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / f"{features.DRAFT}0").write_bytes(b"half")
+    path = tmp_path / "a.safetensors"
+    features.write(path, torch.zeros(3))
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_files_used_longest_ago_go_first(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.safetensors" for name in "abc"]
     for age, path in zip((30, 20, 10), paths, strict=True):
@@ -215,4 +222,4 @@ def test_the_file_just_written_stays_even_if_it_is_too_large(tmp_path: Path) -> 
     features.write(path, torch.zeros(100))
     features.evict(tmp_path, 1, keep=path)
     assert path.exists()
-    assert features.size_of(tmp_path) == path.stat().st_size
+    assert list(tmp_path.iterdir()) == [path]

@@ -16,7 +16,7 @@ drawn on the CPU, so that they are the same on every device and for every method
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -65,8 +65,11 @@ class Pipeline:
     def stack(self, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
         """Items of the data set -> uint8 (B, H, W, 3) and labels (B,), on the device."""
         x = torch.stack([image for image, *_ in items])
-        y = torch.tensor([label for _, label, *_ in items])
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        return x.to(self.device, non_blocking=True), self.labels(items)
+
+    def labels(self, items: Sequence[Item]) -> Tensor:
+        """The labels (B,) of the items, on the device."""
+        return torch.tensor([label for _, label, *_ in items]).to(self.device, non_blocking=True)
 
     def rows(self, items: Sequence[Item]) -> Tensor:
         """The rows (B,) of the items, on the device."""
@@ -111,7 +114,7 @@ def clean_whole(pipeline: Pipeline) -> Callable[[Sequence[Item]], Batch]:
     def collate(items: Sequence[Item]) -> Batch:
         views = [centred(image.to(pipeline.device), pipeline) for image, *_ in items]
         x, rows = pipeline.normalise(torch.cat(views)), pipeline.rows(items)
-        return x, _labels(items, pipeline.device), rows, torch.zeros_like(rows, dtype=torch.bool)
+        return x, pipeline.labels(items), rows, torch.zeros_like(rows, dtype=torch.bool)
 
     squares = clean(pipeline)
     return lambda items: (squares if _squares(items, pipeline.uncropped) else collate)(items)
@@ -122,10 +125,8 @@ def flipped(pipeline: Pipeline, rng: torch.Generator) -> Callable[[Sequence[Item
 
     def collate(items: Sequence[Item]) -> Batch:
         x, y = pipeline.stack(items)
-        x = pipeline.view(x)
         mirror = coins(len(x), rng).to(x.device)
-        x = pipeline.normalise(torch.where(mirror[:, None, None, None], x.flip(3), x))
-        return x, y, pipeline.rows(items), mirror
+        return _mirrored(pipeline.view(x), mirror, pipeline), y, pipeline.rows(items), mirror
 
     return collate
 
@@ -151,11 +152,8 @@ def cropped_whole(
     def collate(items: Sequence[Item]) -> Batch:
         sizes = torch.tensor([image.shape[:2] for image, *_ in items])
         boxes, mirror = pixel_boxes(sizes, rng, smallest), coins(len(items), rng)
-        crops = [
-            resized_crop(image, box, pipeline, antialias=True)
-            for (image, *_), box in zip(items, boxes.tolist(), strict=True)
-        ]
-        return _mirrored(torch.cat(crops), mirror, pipeline), _labels(items, pipeline.device)
+        x = _crops([image for image, *_ in items], boxes, pipeline, antialias=True)
+        return _mirrored(x, mirror, pipeline), pipeline.labels(items)
 
     return collate
 
@@ -169,11 +167,8 @@ def cropped_squashed(
         x, y = pipeline.stack(items)
         x = enlarged(x, pipeline.uncropped)
         boxes, mirror = squash_boxes(len(x), x.shape[1], rng, smallest), coins(len(x), rng)
-        crops = [
-            resized_crop(image, box, pipeline, antialias=False)
-            for image, box in zip(x, boxes.tolist(), strict=True)
-        ]
-        return _mirrored(torch.cat(crops), mirror, pipeline), y
+        x = _crops(x, boxes, pipeline, antialias=False)
+        return _mirrored(x, mirror, pipeline), y
 
     return collate
 
@@ -212,10 +207,6 @@ def stored_shapes(protocol: Protocol) -> tuple[TrainShape, Shape]:
         return ("whole" if protocol.augmentation in CROPPING else "centred"), "centred"
     shape: Shape = "squashed" if protocol.geometry == "squash" else "square"
     return shape, shape
-
-
-def _labels(items: Sequence[Item], device: torch.device) -> Tensor:
-    return torch.tensor([label for _, label, *_ in items]).to(device, non_blocking=True)
 
 
 def _squares(items: Sequence[Item], side: int) -> bool:
@@ -257,6 +248,12 @@ def resized_crop(image: Tensor, box: Sequence[int], pipeline: Pipeline, *, antia
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
+def _crops(images: Iterable[Tensor], boxes: Tensor, pipeline: Pipeline, *, antialias: bool) -> Tensor:
+    """One resized crop of each image, by its box: (B, 3, S, S) in [0, 1]."""
+    pairs = zip(images, boxes.tolist(), strict=True)
+    return torch.cat([resized_crop(image, box, pipeline, antialias=antialias) for image, box in pairs])
+
+
 def unit(x: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
     return x.permute(0, 3, 1, 2).float().div_(255.0)
@@ -291,11 +288,15 @@ def random_boxes(n: int, rng: torch.Generator, low: float) -> Tensor:
     ratio = torch.exp(log_low + (log_high - log_low) * draws[1])
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     fits = (width <= 1) & (height <= 1)
-    first = fits.int().argmax(1, keepdim=True)
     boxes = torch.stack([draws[2] * (1 - width), draws[3] * (1 - height), width, height], -1)
+    return _first_fitting(boxes, fits, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+
+def _first_fitting(boxes: Tensor, fits: Tensor, otherwise: Tensor) -> Tensor:
+    """Of the boxes (n, K, 4) the first of each row that `fits` (n, K), else `otherwise`; (n, 4)."""
+    first = fits.int().argmax(1, keepdim=True)
     picked = boxes.gather(1, first[..., None].expand(-1, -1, 4)).squeeze(1)
-    whole = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    return torch.where(fits.any(1, keepdim=True), picked, whole)
+    return torch.where(fits.any(1, keepdim=True), picked, otherwise)
 
 
 def pixel_boxes(sizes: Tensor, rng: torch.Generator, low: float) -> Tensor:
@@ -311,11 +312,9 @@ def pixel_boxes(sizes: Tensor, rng: torch.Generator, low: float) -> Tensor:
     ratio = torch.exp(log_low + (log_high - log_low) * draws[1])
     width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (width > 0) & (width <= w) & (height > 0) & (height <= h)
-    first = fits.int().argmax(1, keepdim=True)
     left, top = (draws[2] * (w - width + 1)).floor(), (draws[3] * (h - height + 1)).floor()
     boxes = torch.stack([left, top, width, height], -1)
-    picked = boxes.gather(1, first[..., None].expand(-1, -1, 4)).squeeze(1)
-    return torch.where(fits.any(1, keepdim=True), picked, _largest_boxes(sizes)).long()
+    return _first_fitting(boxes, fits, _largest_boxes(sizes)).long()
 
 
 def _largest_boxes(sizes: Tensor) -> Tensor:

@@ -280,10 +280,8 @@ def _with_sizes(
     deployed = measured("deployed", lambda: deployed_copy(run.strategy, run.method), faults)
     sizes: dict[str, int] = measured("stored", lambda: _sizes(run), faults) or {}
     if deployed is not None:
-        deployed_size, images = (
-            size_of(deployed.state_dict().values()),
-            images_like(1, image_size, run.strategy.device),
-        )
+        deployed_size = size_of(deployed.state_dict().values())
+        images = images_like(1, image_size, run.strategy.device)
         sizes |= {"deployed": deployed_size.elements, "deployed_bytes": deployed_size.bytes}
         flops = measured("flops", lambda: flops_of(deployed, images), faults)
         sizes |= {} if flops is None else {"flops": flops}

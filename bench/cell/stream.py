@@ -70,16 +70,14 @@ class SeenImages:
 
 def mixed(images: Any, labels: Any, task_sizes: Sequence[int]) -> SeenImages:
     """The test images of the tasks in the order of the data."""
-    n_classes = sum(task_sizes)
-    return SeenImages([union(images, labels, n_classes)], rows_of_classes(labels, n_classes))
+    rows = rows_of_classes(labels, sum(task_sizes))
+    return SeenImages([_experience(images, labels, rows)], rows)
 
 
 def task_by_task(images: Any, labels: Any, task_sizes: Sequence[int]) -> SeenImages:
     """The test images of the first task, those of the second, and so on: no batch has images of two tasks."""
-    by_task: list[list[int]] = [[] for _ in task_sizes]
-    task_of = tasks_of_labels(task_sizes)
-    for row in rows_of_classes(labels, sum(task_sizes)):
-        by_task[task_of[int(labels[row])]].append(row)
+    seen = rows_of_classes(labels, sum(task_sizes))
+    by_task = [[seen[i] for i in of_task] for of_task in rows_by_task(labels[seen].tolist(), task_sizes)]
     rows = [row for of_task in by_task for row in of_task]
     return SeenImages([_experience(images, labels, of_task) for of_task in by_task], rows)
 

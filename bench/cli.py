@@ -21,7 +21,7 @@ from bench.options import parse_assignment, split_list
 from bench.output import print_any_sign
 from bench.record import read_folders
 from bench.spec import Settings, read_toml, run_options, settings_from
-from bench.storage import StorageError
+from bench.storage import StorageError, is_writable_folder, nearest_existing
 from methods.errors import UsageError, abbreviate, one_line, plain_name, quote
 from methods.registry import METHODS, Entry
 
@@ -232,13 +232,13 @@ def _check_name(registry: Mapping[str, Entry], previous: str, text: str) -> None
 def _check_results(folder: Path) -> None:
     """Refuse a results folder that cannot be written to or created."""
     try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        existing = nearest_existing(folder)
     except (OSError, ValueError) as error:  # a name that no file system accepts
         why = getattr(error, "strerror", None) or error
         raise UsageError(
             f"cannot write results to '{plain_name(str(folder))}': {why}; give another --results"
         ) from None
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    if not is_writable_folder(existing):
         raise UsageError(
             f"cannot write results to '{folder}': '{existing}' is not a folder this user can write to; "
             "give another --results"

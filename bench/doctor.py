@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +20,7 @@ from bench.cell.inputs import FEATURES
 from bench.cell.manifest import PACKAGES, device_name, git_state
 from bench.cores import allowed, cores, cpu_quota
 from bench.listing import listing
-from bench.storage import expanded
+from bench.storage import expanded, is_writable_folder, nearest_existing
 
 
 def examine() -> Iterator[str]:
@@ -59,13 +58,12 @@ def _ray() -> str:
 def _home() -> Iterator[str]:
     """Nothing where there is a home folder to write to, as there usually is."""
     home = expanded(Path("~"))
-    existing = next((path for path in (home, *home.parents) if path.exists()), home)
     if not home.is_absolute():
         yield (
             "home: this user has none (HOME is not set, and the system does not know the user); downloads go "
             f"to {data_roots(None)[-1]}; give --data-root or DUALLORA_BENCH_DATA, and HF_HOME for weights"
         )
-    elif not os.access(existing, os.W_OK | os.X_OK):
+    elif not is_writable_folder(nearest_existing(home)):
         yield (
             f"home: {home} cannot be written to; runs work, with temporary settings of Avalanche and "
             "matplotlib; give --data-root or DUALLORA_BENCH_DATA for downloads, HF_HOME for weights, "

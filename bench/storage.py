@@ -11,6 +11,20 @@ def expanded(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  (the other one raises an error without a home)
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the first folder above it that exists.
+
+    Raises:
+        OSError, ValueError: for a name that no file system accepts.
+    """
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def is_writable_folder(path: Path) -> bool:
+    """Whether this user can create files in a folder."""
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
 class StorageError(RuntimeError):
     """The results folder cannot be written to. What was there before is as it was."""
 

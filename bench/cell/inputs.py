@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -18,6 +17,7 @@ from bench.cell.backbone import Backbone
 from bench.cell.batches import stored_shapes
 from bench.options import read_options
 from bench.spec import Cell, Choice, Component, OptionsKey, Settings
+from bench.storage import is_writable_folder, nearest_existing
 from methods.hyper import fields_of, make_hyper
 
 #: Folder of a data root.
@@ -50,11 +50,8 @@ def paths_from(settings: Settings) -> Paths:
 
 def writable(roots: Sequence[Path]) -> Path:
     """The first root that this user can write to or create; the last one if there is none."""
-    for root in roots:
-        existing = next(path for path in (root, *root.parents) if path.exists())
-        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-            return root
-    return roots[-1]
+    usable = (root for root in roots if is_writable_folder(nearest_existing(root)))
+    return next(usable, roots[-1])
 
 
 class Inputs:

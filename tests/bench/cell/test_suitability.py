@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from bench.cell import suitability
 from bench.cell.suitability import check_cells
@@ -63,6 +64,16 @@ def test_an_attention_that_computes_something_else_is_found_by_its_features(
     monkeypatch.setattr(suitability, "Plug", Other)
     with pytest.raises(UsageError, match="computed in another way than timm's standard attention"):
         check("ncm", FITTING[0], tmp_path)
+
+
+def test_logits_that_are_not_one_per_class_are_refused() -> None:
+    class Nested(VisionTransformer):
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return super().forward(x)[:, None]
+
+    model = Nested(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=5).eval()
+    with pytest.raises(UsageError, match=r"gives \(1, 1, 2\) logits for an image of 2 classes"):
+        suitability.check_opened(model, 16)
 
 
 def test_an_error_of_any_type_names_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

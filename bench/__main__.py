@@ -2,6 +2,7 @@
 
 import sys
 
-from bench.cli import main
+if __name__ == "__main__":  # a worker process imports this module, too
+    from bench.cli import main
 
-sys.exit(main())
+    sys.exit(main())

@@ -8,13 +8,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.benchmarks import BENCHMARKS
 from bench.grid.executors import EXECUTORS
+from bench.grid.executors.worker_process import RunFunction, start_server
 from bench.grid.stopping import interrupt_on_signals
 from bench.listing import as_json, as_text, listing
 from bench.options import parse_assignment, split_list
@@ -44,19 +45,24 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}. See: {self.prog} --help")
 
 
-def main(argv: Sequence[str] | None = None, executors: Mapping[str, Entry] = EXECUTORS) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    executors: Mapping[str, Entry] = EXECUTORS,
+    start: Callable[[], RunFunction] = start_server,
+) -> int:
     """Run a command; return its exit status.
 
     Args:
         argv: the arguments; those of the process by default.
         executors: what `--executor` may name.
+        start: called early; returns what runs functions in processes of their own.
 
     0: all cells done. 1: some cell is not. 2: the command could not be understood or carried out.
     """
     print_any_sign(sys.stdout, sys.stderr)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments, executors)
+        return _dispatch(arguments, executors, start)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_UNDERSTOOD
@@ -74,13 +80,13 @@ def main(argv: Sequence[str] | None = None, executors: Mapping[str, Entry] = EXE
         return SOME_FAILED
 
 
-def _dispatch(arguments: list[str], executors: Mapping[str, Entry]) -> int:
+def _dispatch(arguments: list[str], executors: Mapping[str, Entry], start: Callable[[], RunFunction]) -> int:
     parser = build_parser()
     options, unknown_options = parser.parse_known_args(arguments)
     if unknown_options:
         raise _unknown_option(unknown_options[0], options.command)
     if options.command == "run":
-        return run(options, arguments, executors)
+        return run(options, arguments, executors, start)
     commands = {"report": report, "list": list_components, "doctor": doctor}
     return commands[options.command](options)
 
@@ -156,16 +162,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 # ---- run ---------------------------------------------------------------------------------------
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str], executors: Mapping[str, Entry]) -> int:
+def run(
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+    executors: Mapping[str, Entry],
+    start: Callable[[], RunFunction],
+) -> int:
     """Run the cells that are not done yet, and print the table of results."""
     values, sets = gather(options)
     _check_names(values, executors)
+    run_function = start()
     settings = settings_from(values, sets)
     _check_results(settings.results)
     with interrupt_on_signals():
         from bench.run_command import run_grid
 
-        return run_grid(settings, options, shlex.join(["python", "-m", "bench", *arguments]), executors)
+        command = shlex.join(["python", "-m", "bench", *arguments])
+        return run_grid(settings, options, command, executors, run_function)
 
 
 def gather(options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, Any]]]:

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from bench.cell.inputs import Inputs, paths_from
+from bench.cell.inputs import Inputs, Paths, paths_from
 from bench.cell.manifest import RunContext
 from bench.grid.display import display
-from bench.grid.estimate import in_words, longest_first, schedule, seconds_by_cell
-from bench.grid.executors import ExecutorClass, Parallelism
-from bench.grid.plan import (
-    PlannedCell,
-    cells_to_run,
-    changed_data,
-    check_backbones,
-    check_images,
-    notes_on_data,
-    notes_on_tasks,
-    plan,
-    resolve_device,
-)
+from bench.grid.estimate import in_words, schedule
+from bench.grid.executors import ExecutorClass
+from bench.grid.executors.worker_process import Resources, RunFunction
+from bench.grid.grid_plan import GridPlan, check_grid_images, plan_grid
+from bench.grid.plan import PlannedCell
 from bench.grid.scheduler import ExistingRecord, Scheduler, StoppedError, existing_records
 from bench.grid.stopping import stop_on_signals
-from bench.record import RECORD_NAME, read, read_readable
-from bench.spec import Cell, Device, Protocol, Settings
+from bench.record import RECORD_NAME, read
+from bench.spec import Protocol, Settings
 from bench.storage import StorageError
 from methods.errors import UsageError
 from methods.registry import Entry
@@ -40,64 +32,48 @@ from reports.terminal import print_table
 DONE, SOME_FAILED = 0, 1
 
 
-@dataclass(frozen=True)
-class GridPlan:
-    """What a command is going to do.
-
-    Attributes:
-        planned: all cells of the grid.
-        existing: the records on disk of the planned cells, by cell id.
-        todo: the cells to be run, in their order.
-        seconds: estimated duration of these, where past records allow an estimate.
-        notices: sentences on the tasks and on the data.
-    """
-
-    planned: Sequence[PlannedCell]
-    existing: Mapping[str, ExistingRecord]
-    todo: Sequence[PlannedCell]
-    seconds: Mapping[Cell, float]
-    notices: Sequence[str]
-    device: Device
-    parallelism: Parallelism
-
-
 def run_grid(
-    settings: Settings, options: argparse.Namespace, command: str, executors: Mapping[str, Entry]
+    settings: Settings,
+    options: argparse.Namespace,
+    command: str,
+    executors: Mapping[str, Entry],
+    run: RunFunction,
 ) -> int:
     """Plan a grid and, unless it is a dry run, run and measure it; returns the exit status.
 
     Args:
         command: what the user typed, for the records.
         executors: by name.
+        run: runs a function in a process that has imported torch, as `run_in_process` does.
     """
-    console, inputs = Console(), Inputs(paths_from(settings))
-    executor: ExecutorClass = executors[settings.executor].load()
+    console, paths = Console(), paths_from(settings)
+    entry = executors[settings.executor]
+    executor: ExecutorClass = entry.load()
     executor.check(settings)
-    grid = _plan_grid(settings, executor, inputs, options.skip_missing)
+    grid: GridPlan = _prepare(run, console, plan_grid, settings, paths, entry, options.skip_missing)
     if options.dry_run:
         return _show_plan(console, grid)
     _announce(console, grid)
-    check_images(grid.todo, inputs)
+    _prepare(run, console, check_grid_images, grid.todo, paths)
     _make_results(settings.results)
-    completed = _run_and_measure(console, settings, executor, inputs, grid, command)
+    completed = _run_and_measure(console, settings, executor, paths, grid, command, run)
     return _summarise(console, settings.results, grid.planned) if completed else SOME_FAILED
 
 
-def _plan_grid(settings: Settings, executor: ExecutorClass, inputs: Inputs, skip_missing: bool) -> GridPlan:
-    results, device = settings.results, resolve_device(settings.device, executor.remote)
-    planned = plan(settings, device, inputs, skip_missing=skip_missing)
-    existing = existing_records(results, planned)
-    statuses = {} if settings.rerun == "all" else {cell: entry.status for cell, entry in existing.items()}
-    todo = list(cells_to_run(planned, statuses, settings.rerun))
-    check_backbones(todo, inputs)
-    records = read_readable(results)[0] if results.is_dir() else []
-    seconds = seconds_by_cell(todo, records)
-    changed = changed_data([item.cell for item in planned if item.cell.id not in existing], records)
-    notices = [*notes_on_tasks(planned), *notes_on_data(planned, inputs), *changed]
-    parallelism = executor.parallelism(settings, device)
-    if parallelism.workers != 1:
-        todo = longest_first(todo, seconds)
-    return GridPlan(planned, existing, todo, seconds, notices, device, parallelism)
+def _prepare(run: RunFunction, console: Console, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function that is to run before any cell does.
+
+    Raises:
+        KeyboardInterrupt: if a stop was requested, once the function has ended.
+    """
+    with stop_on_signals() as stop:
+        return run(
+            function,
+            *arguments,
+            resources=Resources("cpu"),
+            observe=lambda message: _say(console, message.text),
+            stop=stop,
+        )
 
 
 def _say(console: Console, text: str) -> None:
@@ -197,20 +173,21 @@ def _run_and_measure(
     console: Console,
     settings: Settings,
     executor_class: ExecutorClass,
-    inputs: Inputs,
+    paths: Paths,
     grid: GridPlan,
     command: str,
+    run: RunFunction,
 ) -> bool:
     """Run the cells, then time their inference; returns False if that ended early, which is printed."""
     workers = grid.parallelism.workers
     context = RunContext(command, settings.executor, workers, grid.parallelism.threads)
     with (
-        executor_class.open(settings, grid.device, inputs.paths, context) as executor,
+        executor_class.open(settings, grid.device, paths, context) as executor,
         stop_on_signals() as stop,
     ):
         with display(console, grid.todo, grid.seconds, workers or max(1, len(grid.todo))) as cell_display:
             scheduler = Scheduler(
-                inputs,
+                Inputs(paths),
                 context,
                 executor,
                 cell_display,
@@ -218,6 +195,7 @@ def _run_and_measure(
                 grid.existing,
                 settings.cell_timeout,
                 from_scratch=settings.rerun == "all",
+                run_function=run,
             )
             _run(scheduler, grid.todo)
         if stop.requested:

@@ -60,7 +60,11 @@ def build_harness(
     values = {"image_size": image_size, "batch_size": batch_size, "epochs": epochs, "precision": precision}
     protocol = Protocol.model_validate({"backbone": MICRO_NAME, **values})  # `model` is built already
     pipeline = Pipeline(image_size, 1.0, MEAN, STD, torch.device("cpu"))
-    plugins = [FiniteLoss(), PredictionCollector(), ProgressReporter(ignore, experiences, PROGRESS_SECONDS)]
+    plugins = [
+        FiniteLoss(PROGRESS_SECONDS),
+        PredictionCollector(),
+        ProgressReporter(ignore, experiences, PROGRESS_SECONDS),
+    ]
     return build_strategy(protocol, 0, model, method, pipeline, plugins).strategy
 
 

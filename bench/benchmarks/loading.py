@@ -9,6 +9,7 @@ from bench.benchmarks.base import Dataset, ImageSet
 from bench.benchmarks.pixels import Shape
 from bench.benchmarks.splits import Split
 from bench.benchmarks.whole import WholeImages
+from bench.spec import Protocol
 
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array, UInt8Array
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 #: How training images are stored: as squares of a shape, or whole, for crops from the whole image.
 TrainShape = Shape | Literal["whole"]
+#: The augmentations that crop at random.
+CROPPING = ("crop-flip", "small-crop-flip")
+
+
+def stored_shapes(protocol: Protocol) -> tuple[TrainShape, Shape]:
+    """How training and test images are stored: whole only where crops are taken from the whole image."""
+    if protocol.geometry == "whole":
+        return ("whole" if protocol.augmentation in CROPPING else "centred"), "centred"
+    shape: Shape = "squashed" if protocol.geometry == "squash" else "square"
+    return shape, shape
 
 
 @dataclass(frozen=True, eq=False)

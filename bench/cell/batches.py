@@ -25,10 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.benchmarks.loading import TrainShape
-from bench.benchmarks.pixels import Shape
-from bench.spec import Protocol
-
 Geometry = Literal["square", "whole", "squash"]
 
 CROP_AREA = 0.08  # torchvision's default least share of the image, used by CODA-Prompt and InfLoRA
@@ -198,15 +194,6 @@ CLEAN: dict[Geometry, Callable[[Pipeline], Callable[[Sequence[Item]], Batch]]] =
     "whole": clean_whole,
     "squash": clean,
 }
-CROPPING = ("crop-flip", "small-crop-flip")
-
-
-def stored_shapes(protocol: Protocol) -> tuple[TrainShape, Shape]:
-    """How training and test images are stored: whole only where crops are taken from the whole image."""
-    if protocol.geometry == "whole":
-        return ("whole" if protocol.augmentation in CROPPING else "centred"), "centred"
-    shape: Shape = "squashed" if protocol.geometry == "squash" else "square"
-    return shape, shape
 
 
 def _squares(items: Sequence[Item], side: int) -> bool:

@@ -14,13 +14,14 @@ import shutil
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import Tensor
 
 from bench.storage import StorageError, delete, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = "checkpoints"
 NAME = re.compile(r"(?P<experiences>\d+)\.(?P<sha256>[0-9a-f]{64})\.safetensors")
@@ -52,6 +53,8 @@ def save(checkpoint: Checkpoint, cell: Path, experiences: int) -> Path:
     Raises:
         StorageError: if it cannot be written.
     """
+    from safetensors.torch import save as to_bytes
+
     tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     content = to_bytes(tensors, metadata={NOTES: json.dumps(dict(checkpoint.notes))})
     path = cell / FOLDER / f"{experiences}.{hashlib.sha256(content).hexdigest()}.safetensors"

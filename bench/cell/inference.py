@@ -14,7 +14,9 @@ import torch
 
 from bench.cell import checkpoint
 from bench.cell.inputs import Inputs, Paths
+from bench.cell.jobs import Batches
 from bench.cell.manifest import device_name, now
+from bench.cell.outcome import InferenceResult
 from bench.cell.precision import autocast
 from bench.cell.progress import Observer, ProgressUpdate
 from bench.cell.resume import method_state
@@ -26,9 +28,6 @@ from bench.probes.memory import PeakMemoryTracker
 from bench.spec import Cell
 from bench.storage import StorageError
 from methods.registry import METHODS
-
-#: Images per call, by device: one, and a larger number.
-Batches = Mapping[str, tuple[int, ...]]
 
 #: Timed calls per model and round, for one image and for the larger batch.
 CALLS = (5, 2)
@@ -46,16 +45,6 @@ class DeployedModel:
 
     model: Any
     merged: bool
-
-
-@dataclass(frozen=True)
-class InferenceResult:
-    """The measurements of a cell's inference; `memory` is the peak at `memory_batch` images per call."""
-
-    latency: list[Latency]
-    conditions: TimingConditions
-    memory_batch: int
-    memory: Peak | None = None
 
 
 def inference_memory(cell: Cell, paths: Paths, batches: Batches, observe: Observer) -> Peak | None:

@@ -10,11 +10,10 @@ from typing import Any
 
 from bench.benchmarks import BENCHMARKS, overlap
 from bench.benchmarks.base import Benchmark, Dataset, data_roots
-from bench.benchmarks.loading import Arrays, load_arrays
+from bench.benchmarks.loading import Arrays, load_arrays, stored_shapes
 from bench.benchmarks.splits import ORDERS, Split, make_split
 from bench.cell import backbone
 from bench.cell.backbone import Backbone
-from bench.cell.batches import stored_shapes
 from bench.options import read_options
 from bench.spec import Cell, Choice, Component, OptionsKey, Settings
 from bench.storage import is_writable_folder, nearest_existing

@@ -134,6 +134,11 @@ def code_sha256(method: type, root: Path = CODE) -> str:
     return total.hexdigest()
 
 
+def code_conditions(method: type) -> dict[str, str]:
+    """The conditions that a trained model depends on, on any machine: the code and the versions."""
+    return {"code": code_sha256(method), **versions()}
+
+
 @cache
 def device_name(device: str) -> str:
     """The device kind and what it is: "cuda: NVIDIA H100", "cpu: AMD EPYC"."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.cell import checkpoint
 from bench.cell.checkpoint import Checkpoint, DamagedError
-from bench.cell.manifest import code_sha256, device_name, versions
+from bench.cell.manifest import code_conditions, device_name
 from bench.cell.measurements import Measurements, as_notes, from_notes
 from bench.cell.progress import Notice, Observer
 from bench.cell.rng import restore_rng, snapshot_rng
@@ -89,11 +89,6 @@ def conditions(cell: Cell, run: CellRun) -> dict[str, str]:
 def machine_conditions(cell: Cell) -> dict[str, str]:
     """The conditions of this machine that a number may depend on."""
     return {"device": device_name(cell.device), "threads": str(torch.get_num_threads())}
-
-
-def code_conditions(method: type) -> dict[str, str]:
-    """The conditions that a trained model depends on, on any machine: the code and the versions."""
-    return {"code": code_sha256(method), **versions()}
 
 
 def resume_from_checkpoint(run: CellRun, cell: Cell, folder: Path, observe: Observer) -> Measurements | None:

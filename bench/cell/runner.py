@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,13 @@ from bench import predictions
 from bench.benchmarks.loading import Arrays
 from bench.benchmarks.splits import Split
 from bench.benchmarks.whole import WholeImages
-from bench.cell import backbone, checkpoint, features, resume
+from bench.cell import backbone, features, resume
 from bench.cell.batches import AUGMENTATIONS, CLEAN, Pipeline
 from bench.cell.features import Conditions, Features
 from bench.cell.inputs import Inputs, Paths
-from bench.cell.manifest import RunContext, manifest_of, now
+from bench.cell.manifest import RunContext, code_conditions, manifest_of, now
 from bench.cell.measurements import Measurements, checked_diagnostics, higher, results_of
+from bench.cell.outcome import CellResult, record_of, record_without_results, resume_hint
 from bench.cell.progress import Observer, ProgressUpdate
 from bench.cell.resume import CellRun
 from bench.cell.rng import generator, seed_everything
@@ -49,7 +49,7 @@ from bench.probes.guard import measured
 from bench.probes.memory import PeakMemoryTracker
 from bench.probes.sizes import size_of
 from bench.probes.training import Phases, PhaseTimer, phases_of
-from bench.record import SCHEMA, Manifest, Record, Status
+from bench.record import Record, Status
 from bench.spec import Cell, Protocol
 from bench.storage import StorageError
 from methods.base import Method
@@ -72,20 +72,6 @@ class CellMemoryError(RuntimeError):
     def __init__(self, message: str, peak: PeakMemory | None) -> None:
         super().__init__(message)
         self.peak = peak
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """The result of running a cell, whether it has finished or not.
-
-    Attributes:
-        predictions: content of the predictions file that the record names.
-        traceback: of the error that ended the cell.
-    """
-
-    record: Record
-    predictions: bytes | None = None
-    traceback: str | None = None
 
 
 def run_cell(
@@ -121,13 +107,7 @@ def run_cell(
         return CellResult(record, traceback=traceback.format_exc())
     results["predictions"] = predictions.describe_file(content)
     manifest = manifest_of(cell, inputs, context, measurements.started, measurements)
-    return CellResult(_record(cell, manifest, "done", None, results), content)
-
-
-def resume_hint(cell: Cell, paths: Paths) -> str:
-    """The checkpoint from which a cell would be resumed, as the end of a sentence; empty without one."""
-    last = max(checkpoint.list_checkpoints(paths.results / cell.id), default=0)
-    return f"; its checkpoint after task {last} of {cell.tasks} is kept" if last else ""
+    return CellResult(record_of(cell, manifest, "done", None, results), content)
 
 
 # ---- training and evaluation -------------------------------------------------------------------------
@@ -394,7 +374,7 @@ def feature_conditions(cell: Cell, pipeline: Pipeline) -> Conditions:
         inputs={name: value for name, value in dataclasses.asdict(pipeline).items() if name != "device"},
         precision=protocol.precision,
         machine=resume.machine_conditions(cell),
-        code=resume.code_conditions(Method),
+        code=code_conditions(Method),
     )
 
 
@@ -412,7 +392,8 @@ def build_run(cell: Cell, inputs: Inputs, observe: Observer, kept: Features | No
     seed_everything(cell.seed)  # building may have drawn random numbers; the method starts from the seed
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
-    plugins = [FiniteLoss(), FiniteLogits(cell.task_sizes or ()), PredictionCollector(), reporter]
+    finite = FiniteLoss(PROGRESS_SECONDS), FiniteLogits(cell.task_sizes or ())
+    plugins = [*finite, PredictionCollector(), reporter]
     return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins, kept)
 
 
@@ -512,7 +493,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return by_message or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-# ---- the record --------------------------------------------------------------------------------------
+# ---- the record of an error --------------------------------------------------------------------------
 
 
 def _record_of_error(
@@ -534,28 +515,3 @@ def _status_of(error: Exception) -> Status:
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def record_without_results(
-    cell: Cell, inputs: Inputs, context: RunContext, started: str, status: Status, reason: str
-) -> Record:
-    """The record of a cell without results."""
-    return _record(cell, manifest_of(cell, inputs, context, started), status, reason, {})
-
-
-def _record(
-    cell: Cell, manifest: Manifest, status: Status, reason: str | None, results: Mapping[str, Any]
-) -> Record:
-    return Record(
-        schema=SCHEMA,
-        status=status,
-        reason=reason,
-        method=cell.method.label,
-        benchmark=cell.benchmark.label,
-        seed=cell.seed,
-        tasks=cell.tasks,
-        config=cell.model_dump(mode="json"),
-        class_order=cell.class_order,
-        manifest=manifest,
-        **results,
-    )

@@ -166,7 +166,13 @@ class DivergedError(RuntimeError):
 
 
 class FiniteLoss(Plugin):
-    """Stops a run whose loss is no longer finite, before the step that would make the weights useless.
+    """Stops a run whose loss is no longer finite.
+
+    The losses stay on the device, and are read together from time to time and at the end of each epoch: to
+    read one, the program waits until a GPU has done all that it was given.
+
+    Args:
+        every: seconds between two readings.
 
     Attributes:
         was_zero: whether the last experience had steps, and the loss was exactly zero at each of them.
@@ -174,22 +180,45 @@ class FiniteLoss(Plugin):
 
     was_zero = False
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.losses: set[bool] = set()
+    def __init__(self, every: float) -> None:
+        super().__init__()
+        self.every = every
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.was_zero = self.losses == {True}
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.zero: set[bool] = set()
+        self.unread: list[tuple[int, int, Tensor]] = []
+        self.last_read = time.perf_counter()
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        loss = strategy.loss.item()
-        self.losses.add(loss == 0)
-        if not math.isfinite(loss):
-            clock = strategy.clock
-            raise DivergedError(
-                f"the loss became {loss} in task {clock.train_exp_counter + 1}, "
-                f"epoch {clock.train_exp_epochs + 1}, step {clock.train_epoch_iterations + 1}; "
-                "a lower learning rate may help"
-            )
+        clock = strategy.clock
+        step = clock.train_exp_epochs + 1, clock.train_epoch_iterations + 1
+        self.unread.append((*step, strategy.loss.detach().reshape(())))
+
+    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if time.perf_counter() - self.last_read >= self.every:
+            self._read(strategy)
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._read(strategy)  # before the method works with weights that may not be finite
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.was_zero = self.zero == {True}
+
+    def _read(self, strategy: Any) -> None:
+        """Read the losses since the last time.
+
+        Raises:
+            DivergedError: naming the first step whose loss is not finite.
+        """
+        unread, self.unread, self.last_read = self.unread, [], time.perf_counter()
+        losses = torch.stack([loss for *_, loss in unread]).tolist() if unread else []
+        for (epoch, step, _), loss in zip(unread, losses, strict=True):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss became {loss} in task {strategy.clock.train_exp_counter + 1}, epoch {epoch}, "
+                    f"step {step}; a lower learning rate may help"
+                )
+            self.zero.add(loss == 0)
 
 
 class FiniteLogits(Plugin):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic_core import to_jsonable_python
 
 from bench.benchmarks.base import Benchmark
@@ -17,7 +16,6 @@ from bench.cell import backbone
 from bench.cell.inputs import Inputs
 from bench.cell.one_class import warn_of_one_class
 from bench.cell.steps import small_batches
-from bench.cell.suitability import check_cells
 from bench.options import read_options
 from bench.record import Record
 from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
@@ -220,6 +218,8 @@ def resolve_device(requested: str, remote: bool) -> Device:
     Raises:
         UsageError: if CUDA is requested, is needed here, and there is none.
     """
+    import torch
+
     available = torch.cuda.is_available()
     if requested == "auto":
         return "cuda" if available else "cpu"
@@ -235,6 +235,8 @@ def check_backbones(planned: Sequence[PlannedCell], inputs: Inputs) -> None:
     Raises:
         UsageError: if weights, an image size or a method do not suit a backbone.
     """
+    from bench.cell.suitability import check_cells
+
     check_cells([item.cell for item in planned if item.missing is None], inputs.build_backbone)
 
 

@@ -14,11 +14,11 @@ from bench import predictions, record
 from bench.cell import checkpoint
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import RunContext, now
+from bench.cell.outcome import CellResult, record_without_results, resume_hint
 from bench.cell.progress import Notice
-from bench.cell.runner import CellResult, record_without_results, resume_hint
 from bench.grid.display import Display
 from bench.grid.executors import CellFinished, CellProgress, Executor
-from bench.grid.executors.worker_process import DiedError
+from bench.grid.executors.worker_process import DiedError, Resources, RunFunction, run_in_process
 from bench.grid.locks import TIMING, acquire_lock
 from bench.grid.plan import DAMAGED, PlannedCell
 from bench.grid.sessions import pending_sessions, store_inference
@@ -74,6 +74,7 @@ class Scheduler:
             work of another command, and its cell is not run again.
         cell_timeout: seconds that a cell may take.
         from_scratch: delete the checkpoints of a cell before it is run.
+        run_function: runs a function in a process that has imported torch.
         finished: number of cells that have ended since, in this command or another, interruptions excluded.
         poll_seconds: time between two checks for a signal, or for a lock that was released.
     """
@@ -86,6 +87,7 @@ class Scheduler:
     existing: Mapping[str, ExistingRecord]
     cell_timeout: float | None = None
     from_scratch: bool = False
+    run_function: RunFunction = run_in_process
     poll_seconds: float = POLL
 
     def __post_init__(self) -> None:
@@ -272,7 +274,7 @@ class Scheduler:
         """
         failures: list[Exception] = []
         with self._timing_lock():
-            for cells in pending_sessions(planned, self.paths, self.display.notify):
+            for cells in self._pending_sessions(planned):
                 self._raise_if_stopped()
                 try:
                     with self._locked(cells) as own:
@@ -287,6 +289,20 @@ class Scheduler:
                     yield own
         if failures:
             raise RuntimeError("; ".join(dict.fromkeys(map(str, failures))))
+
+    def _pending_sessions(self, planned: Sequence[PlannedCell]) -> list[tuple[Cell, ...]]:
+        try:
+            sessions: list[tuple[Cell, ...]] = self.run_function(
+                pending_sessions,
+                planned,
+                self.paths,
+                resources=Resources("cpu"),
+                observe=self.display.notify,
+                stop=self.stop,
+            )
+        except KeyboardInterrupt:
+            raise StoppedError from None
+        return sessions
 
     @contextmanager
     def _locked(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:

@@ -5,20 +5,21 @@ The cells of one session differ in the method only, and the plain timm ViT is ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.cell import checkpoint
+from bench.cell import checkpoint, jobs
 from bench.cell.checkpoint import DamagedError
-from bench.cell.inference import Batches, InferenceResult, inference_memory, latencies
 from bench.cell.inputs import Paths
+from bench.cell.jobs import Batches
+from bench.cell.manifest import code_conditions
+from bench.cell.outcome import InferenceResult
 from bench.cell.progress import Notice, Observer
-from bench.cell.resume import code_conditions
-from bench.grid.executors.worker_process import Resources, run_in_process
+from bench.grid.executors.worker_process import Resources, RunFunction, run_in_process
 from bench.grid.plan import PlannedCell
 from bench.grid.stopping import Stop
 from bench.record import Record, RecordError
@@ -92,7 +93,7 @@ def run_session(
     stop: Stop,
     *,
     batches: Batches = BATCHES,
-    run: Callable[..., Any] = run_in_process,
+    run: RunFunction = run_in_process,
 ) -> dict[str, InferenceResult]:
     """Measure the inference of each cell, by its id; every measurement in a separate process.
 
@@ -105,8 +106,8 @@ def run_session(
         DiedError, torch.OutOfMemoryError: if the session cannot be run.
     """
     measure = partial(run, resources=resources, observe=observe, stop=stop)
-    memory = {cell.id: measure(inference_memory, cell, paths, batches) for cell in cells}
-    results: dict[str, InferenceResult] = measure(latencies, cells, paths, batches)
+    memory = {cell.id: measure(jobs.inference_memory, cell, paths, batches) for cell in cells}
+    results: dict[str, InferenceResult] = measure(jobs.latencies, cells, paths, batches)
     return {cell: replace(result, memory=memory[cell]) for cell, result in results.items()}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.cli import main
-from tests.bench.in_process import Executors, executors
+from tests.bench.in_process import Executors, executors, run_here
 from tests.conftest import synthetic
 
 
@@ -56,7 +56,7 @@ def cli(
     in_process = executors()
 
     def run(*arguments: str, executors: Executors = in_process) -> tuple[int, str, str]:
-        status = main(list(arguments), executors)
+        status = main(list(arguments), executors, start=lambda: run_here)
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 

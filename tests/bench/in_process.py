@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from bench.cell.inference import InferenceResult
+from bench.cell.outcome import InferenceResult
 from bench.cell.progress import Message, Observer
 from bench.grid.executors import EXECUTORS
 from bench.grid.executors.processes import ProcessExecutor

@@ -19,10 +19,9 @@ from bench.spec import Cell, Device, Settings
 from methods.registry import Registry
 
 if TYPE_CHECKING:
-    from bench.cell.inference import InferenceResult
     from bench.cell.inputs import Paths
     from bench.cell.manifest import RunContext
-    from bench.cell.runner import CellResult
+    from bench.cell.outcome import CellResult, InferenceResult
 
 EXECUTORS = Registry("executor", "bench.grid.executors", Path(__file__).parent, "duallora_bench.executors")
 
@@ -117,6 +116,9 @@ class ExecutorClass(Protocol):
         self, settings: Settings, device: Device, paths: Paths, context: RunContext
     ) -> AbstractContextManager[Executor]:
         """Start the executor; it ends with the context.
+
+        Args:
+            context: has the workers and the threads of `parallelism`.
 
         Raises:
             UsageError: if it cannot be started here.

@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import ClassVar
 
-import torch
-
-from bench.cell.inference import InferenceResult
 from bench.cell.inputs import Paths
+from bench.cell.jobs import run_cell
 from bench.cell.manifest import RunContext
+from bench.cell.outcome import InferenceResult
 from bench.cell.progress import Message, Observer
-from bench.cell.runner import run_cell
 from bench.cores import cores
 from bench.grid.executors import CellFinished, CellProgress, Parallelism
 from bench.grid.executors.worker_process import DiedError, Resources, Worker, start_worker
@@ -69,10 +67,9 @@ class ProcessExecutor:
     def open(
         cls, settings: Settings, device: Device, paths: Paths, context: RunContext
     ) -> Iterator[ProcessExecutor]:
-        parallelism = cls.parallelism(settings, device)
-        assert parallelism.workers is not None
+        assert context.workers is not None
         gpus = visible_gpus() if device == "cuda" else ()
-        resources = worker_resources(device, parallelism.workers, parallelism.threads, gpus)
+        resources = worker_resources(device, context.workers, context.threads, gpus)
         yield cls(resources, paths, context, settings.cell_timeout)
 
     # ---- the executor --------------------------------------------------------------------------------
@@ -139,6 +136,8 @@ def threads_per_worker(settings: Settings, workers: int) -> int:
 
     Torch counts the machine's cores; threads beyond the cores of a container only wait for each other.
     """
+    import torch
+
     return settings.threads or max(1, min(torch.get_num_threads(), cores()) // workers)
 
 
@@ -157,6 +156,8 @@ def visible_gpus() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip())
+    import torch
+
     return tuple(str(i) for i in range(torch.cuda.device_count()))
 
 

@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 
 from bench.benchmarks.base import data_roots
 from bench.cell import checkpoint
-from bench.cell.inference import InferenceResult
 from bench.cell.inputs import Paths
+from bench.cell.jobs import run_cell
 from bench.cell.manifest import RunContext, code_sha256
+from bench.cell.outcome import CellResult, InferenceResult
 from bench.cell.progress import Message, Notice, Observer, ProgressUpdate
-from bench.cell.runner import CellResult, run_cell
 from bench.cores import cores
 from bench.grid.executors import CellFinished, CellProgress, Parallelism
 from bench.grid.executors.worker_process import (

@@ -38,5 +38,4 @@ class SerialExecutor(ProcessExecutor):
     def open(
         cls, settings: Settings, device: Device, paths: Paths, context: RunContext
     ) -> Iterator[SerialExecutor]:
-        resources = Resources(device, cls.parallelism(settings, device).threads)
-        yield cls([resources], paths, context, settings.cell_timeout)
+        yield cls([Resources(device, context.threads)], paths, context, settings.cell_timeout)

@@ -14,10 +14,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,8 @@ from bench.cell.progress import Observer
 from bench.grid.stopping import SIGNALS, Stop, signals_blocked, unblock_signals
 from bench.spec import Device
 
-#: Modules that the fork server imports once; anything else is imported by each process that needs it.
-PRELOADED = [
-    "bench.cell.inference",
-    "bench.cell.runner",
-    "bench.grid.sessions",
-]
+#: Module that the fork server imports once; anything else is imported by each process that needs it.
+PRELOADED = ["bench.grid.executors.preloaded"]
 
 #: Seconds within which a worker has to end after a request to stop; then it is killed.
 GRACE = 20.0
@@ -42,6 +39,9 @@ POLL = 0.5
 
 STATUS = "/proc/{}/status"
 KERNEL_COUNTERS = Path("/proc/vmstat")
+#: Runs a function in a process, as `run_in_process` does.
+RunFunction = Callable[..., Any]
+
 #: If memory runs out, the kernel kills a worker rather than the command that waits for it.
 OOM_SCORE = Path("/proc/self/oom_score_adj"), "500"
 
@@ -149,6 +149,15 @@ class Worker:
         return DiedError(f"its process was ended by {name}{memory}{reason}", for_memory)
 
 
+def start_server() -> RunFunction:
+    """Start the server that workers are forked from, so that it imports while this process goes on."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        _context("cpu")
+        with signals_blocked():  # it may not end by a signal meant for this process
+            forkserver.ensure_running()
+    return run_in_process
+
+
 def start_worker(
     function: Callable[..., Any], *arguments: Any, resources: Resources, seconds: float | None = None
 ) -> Worker:
@@ -249,6 +258,7 @@ def _child(
         except KeyboardInterrupt:
             return
         except Exception as error:  # of any type: it is passed to the parent
+            error.add_note(traceback.format_exc())  # the parent sees only where it raises it again
             result = ("error", error)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # do not interrupt the sending of a result
         sender.send(result)

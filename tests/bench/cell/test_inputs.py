@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from bench.benchmarks.base import DATA_VARIABLE
+from bench.benchmarks.loading import stored_shapes
 from bench.cell.backbone import MICRO_NAME
-from bench.cell.batches import stored_shapes
 from bench.cell.inputs import Inputs, Paths, paths_from
 from bench.cell.progress import ignore
 from bench.cell.runner import pipeline_of, run_cell

@@ -16,9 +16,10 @@ import torch
 from bench.cell import checkpoint, resume
 from bench.cell.checkpoint import Checkpoint
 from bench.cell.measurements import Measurements, as_notes, from_notes, higher
+from bench.cell.outcome import CellResult
 from bench.cell.progress import Message, Notice
 from bench.cell.rng import generator, restore_rng, seed_everything, snapshot_rng
-from bench.cell.runner import CellResult, run_cell
+from bench.cell.runner import run_cell
 from bench.costs import ExperienceCost, Peak, PeakMemory
 from bench.predictions import PATTERN
 from bench.record import RECORD_NAME, Record, read

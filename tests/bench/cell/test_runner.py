@@ -16,8 +16,9 @@ from bench.benchmarks.splits import Split
 from bench.cell import runner
 from bench.cell.inference import deployed_model
 from bench.cell.measurements import Measurements, results_of
+from bench.cell.outcome import CellResult
 from bench.cell.progress import ignore
-from bench.cell.runner import CellResult, build_run, eval_batch, plain_vit, predictions_of, run_cell
+from bench.cell.runner import build_run, eval_batch, plain_vit, predictions_of, run_cell
 from bench.predictions import Predictions
 from bench.record import Diagnostic, Record
 from methods.dualprompt import DualPrompt

@@ -24,6 +24,7 @@ from bench.cell.strategy import (
 from bench.cell.stream import experiences, union
 from bench.probes.training import PhaseTimer
 from methods.finetune import Finetune
+from methods.strategy import Plugin
 from tests.bench.conftest import arrays
 from tests.conftest import tiny_vit
 
@@ -72,7 +73,7 @@ def test_codas_schedule_with_its_off_by_one():
     assert coda_cosine(3, 5, 1) == 1.0
 
 
-class Rates(FiniteLoss):
+class Rates(Plugin):
     """Records the learning rate of every step."""
 
     def __init__(self) -> None:
@@ -114,15 +115,38 @@ def test_a_task_smaller_than_a_batch_is_trained_on_as_one():
     assert (len(rates.rates), timer.images) == (2, 32)
 
 
+@pytest.mark.parametrize("every", [0.0, 3600.0], ids=["at each step", "at the end of the epoch"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_before_the_step(bad):
-    strategy = make("fp32", FiniteLoss())
-    strategy._criterion = lambda logits, _: logits[torch.isfinite(logits)].sum() * 0 + bad
-    train_x, train_y = arrays(per_class=4)
-    first = experiences(train_x, train_y, (2, 2, 2))[0]
-    with pytest.raises(DivergedError, match=f"became {bad} in task 1, epoch 1, step 1"):
-        strategy.train(first)
-    assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
+def test_the_first_step_whose_loss_is_not_finite_is_named(bad, every):
+    """However many steps were made before the losses were read."""
+    factors = iter([1.0] * 4 + [1.0, bad, 1.0, bad])
+    strategy = make("fp32", FiniteLoss(every), batch=4)
+    strategy._criterion = lambda logits, _: logits[torch.isfinite(logits)].sum() * 0 + next(factors)
+    with pytest.raises(DivergedError, match=f"became {bad} in task 1, epoch 2, step 2;"):
+        strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+
+
+class Counted(torch.Tensor):
+    """A tensor that counts how often its value is read into the program."""
+
+    reads = 0
+
+    def item(self):
+        Counted.reads += 1
+        return super().item()
+
+    def tolist(self):
+        Counted.reads += 1
+        return super().tolist()
+
+
+def test_losses_are_read_off_the_device_once_an_epoch_and_not_at_every_step():
+    Counted.reads = 0
+    strategy = make("fp32", FiniteLoss(3600.0), batch=4)
+    criterion = strategy._criterion
+    strategy._criterion = lambda *arguments: criterion(*arguments).as_subclass(Counted)
+    strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+    assert Counted.reads == 2  # epochs
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

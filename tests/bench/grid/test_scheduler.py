@@ -11,12 +11,10 @@ import pytest
 
 from bench import predictions, record
 from bench.cell.checkpoint import FOLDER, Checkpoint, list_checkpoints, save
-from bench.cell.inference import InferenceResult
 from bench.cell.inputs import Inputs, Paths
-from bench.cell.manifest import RunContext
+from bench.cell.manifest import RunContext, code_conditions
+from bench.cell.outcome import CellResult, InferenceResult, record_without_results
 from bench.cell.progress import Message, Notice, ProgressUpdate
-from bench.cell.resume import code_conditions
-from bench.cell.runner import CellResult, record_without_results
 from bench.costs import Latency, TimingConditions
 from bench.grid.display import Display
 from bench.grid.executors import CellFinished, CellProgress
@@ -30,6 +28,7 @@ from bench.spec import Cell
 from bench.storage import StorageError
 from methods.registry import METHODS
 from tests.bench.grid.conftest import cells
+from tests.bench.in_process import run_here
 from tests.bench.test_record import COST, LATENCY, content
 
 CONTEXT = RunContext("python -m bench run", "processes", 2, 1)
@@ -123,7 +122,15 @@ def scheduler(
 ) -> Scheduler:
     existing = existing_records(inputs.paths.results, planned)
     return Scheduler(
-        inputs, CONTEXT, executor, RecordingDisplay(), Stop(), existing, poll_seconds=0.0, **settings
+        inputs,
+        CONTEXT,
+        executor,
+        RecordingDisplay(),
+        Stop(),
+        existing,
+        poll_seconds=0.0,
+        run_function=run_here,
+        **settings,
     )
 
 

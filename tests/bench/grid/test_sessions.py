@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from bench import record
+from bench.cell import jobs
 from bench.cell.checkpoint import list_checkpoints
-from bench.cell.inference import InferenceResult, deployed_model, latencies
+from bench.cell.inference import deployed_model
 from bench.cell.inputs import Inputs
 from bench.cell.manifest import now
+from bench.cell.outcome import InferenceResult
 from bench.cell.progress import Observer, ignore
 from bench.cell.resume import save
 from bench.cell.runner import run_cell, train_and_evaluate
@@ -153,7 +155,7 @@ def failing_with(error: BaseException) -> Executors:
     """Executors that cannot time inference."""
 
     def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        if function is latencies:
+        if function is jobs.latencies:
             raise error
         return run_here(function, *arguments, **options)
 

@@ -64,8 +64,10 @@ def test_an_executor_that_was_opened_is_idle_and_answers_at_once(
 ) -> None:
     for variable, value in RAY_SETTINGS.items():
         monkeypatch.setenv(variable, value)
-    context = RunContext("python -m bench run", name, None, 1)
-    with class_of(name).open(settings(name, threads=1), "cpu", inputs.paths, context) as executor:
+    one_thread = settings(name, threads=1)
+    parallelism = class_of(name).parallelism(one_thread, "cpu")
+    context = RunContext("python -m bench run", name, parallelism.workers, parallelism.threads)
+    with class_of(name).open(one_thread, "cpu", inputs.paths, context) as executor:
         assert executor.has_capacity()
         assert list(executor.poll(0.0)) == []
         executor.stop()

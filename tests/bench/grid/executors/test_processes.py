@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,7 +46,8 @@ def test_workers_threads_and_gpus(case: str, inputs: Inputs) -> None:
     values, device, (workers, threads, gpus) = EXPECTED[case]
     parallelism = ProcessExecutor.parallelism(settings(**values), device)
     assert (parallelism.workers, parallelism.threads) == (workers, threads)
-    with ProcessExecutor.open(settings(**values), device, inputs.paths, CONTEXT) as executor:
+    context = replace(CONTEXT, workers=workers, threads=threads)
+    with ProcessExecutor.open(settings(**values), device, inputs.paths, context) as executor:
         resources = list(executor.idle)
     assert len(resources) == workers
     assert {each.threads for each in resources} == {threads}

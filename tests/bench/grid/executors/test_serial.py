@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ def test_one_worker_gets_all_gpus_and_all_threads_or_those_that_are_given(
 ) -> None:
     description = f"serial, on this machine: 1 at a time, each with {text}"
     assert SerialExecutor.parallelism(settings(**values), device) == Parallelism(1, threads, description)
-    with SerialExecutor.open(settings(**values), device, inputs.paths, CONTEXT) as executor:
+    context = replace(CONTEXT, threads=threads)
+    with SerialExecutor.open(settings(**values), device, inputs.paths, context) as executor:
         assert executor.idle == [Resources(device, threads, gpu=None)]
 
 

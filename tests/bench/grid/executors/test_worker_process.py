@@ -83,6 +83,38 @@ def test_an_error_of_the_function_is_raised_here() -> None:
         run_in_process(refuse, resources=Resources("cpu"), observe=ignore, stop=Stop())
 
 
+def test_an_error_says_where_in_the_process_it_was_raised() -> None:
+    with pytest.raises(UsageError) as caught:
+        run_in_process(refuse, resources=Resources("cpu"), observe=ignore, stop=Stop())
+    assert "in refuse" in "".join(caught.value.__notes__)
+
+
+STARTED = """
+import multiprocessing, os
+from bench.grid.executors import worker_process
+from bench.grid.executors.worker_process import Resources, start_server
+from bench.cell.progress import ignore
+from bench.grid.stopping import Stop
+from tests.bench.grid.executors.test_worker_process import parent_of
+worker_process.PRELOADED[:] = ["colorsys"]  # nothing heavy is needed
+run = start_server()
+here = {int(p) for p in os.listdir("/proc") if p.isdigit()}
+parent, modules = run(parent_of, resources=Resources("cpu"), observe=ignore, stop=Stop())
+print(parent in here, "colorsys" in modules)
+"""
+
+
+def parent_of(observe: Observer) -> tuple[int, list[str]]:
+    """The process that this one was forked from, and what was imported there."""
+    return os.getppid(), list(sys.modules)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_server_that_was_started_early_is_what_workers_are_forked_from() -> None:
+    out = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["True", "True"]
+
+
 def test_a_process_that_is_killed_is_reported_with_its_signal() -> None:
     with pytest.raises(DiedError, match="ended by SIGKILL"):
         run_in_process(vanish, signal.SIGKILL, resources=Resources("cpu"), observe=ignore, stop=Stop())

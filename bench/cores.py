@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use: by its affinity, and by the quota of its container or job.
+"""What this machine has for us: CPU cores, by affinity and by the quota of a container or job, and memory.
 
 A container that is limited to two CPUs of a machine with 64 still sees 64; the limit is a quota of time,
 which the kernel's control groups state.
@@ -19,6 +19,14 @@ def cores() -> int:
     """CPU cores that this process may use, at least 1; of a quota, the whole ones."""
     quota = cpu_quota()
     return allowed() if quota is None else max(1, min(allowed(), int(quota)))
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of memory that programs can take without swapping; None where the system does not say."""
+    with suppress(OSError):
+        lines = (line.split() for line in meminfo.read_text(encoding="utf-8").splitlines())
+        return next((1024 * int(line[1]) for line in lines if line[0] == "MemAvailable:"), None)
+    return None
 
 
 def allowed() -> int:

@@ -161,14 +161,16 @@ class Settings(FrozenModel):
     data_root: Path | None = Field(None, description="folder that is searched first for data and weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda (default: auto)")
     executor: str = Field(
-        "serial",
-        description="what runs the cells: serial (default) | processes, on this machine | ray, on a cluster",
+        "auto",
+        description="what runs the cells: auto (default) | serial | processes, on this machine | ray, on a "
+        "cluster",
     )
     workers: int | None = Field(
         None,
         ge=1,
         le=MAX_COUNT,
-        description="cells at a time (default: serial 1, processes one per GPU or core, ray as many as fit)",
+        description="cells at a time (default: auto one per core, or one on a GPU; serial 1; processes one "
+        "per GPU or core; ray as many as fit)",
     )
     threads: int | None = Field(
         None,

@@ -67,7 +67,7 @@ def plan_grid(
     seconds = seconds_by_cell(todo, records)
     changed = changed_data([item.cell for item in planned if item.cell.id not in existing], records)
     notices = [*notes_on_tasks(planned), *notes_on_data(planned, inputs), *changed]
-    parallelism = executor_class.parallelism(settings, device)
+    parallelism = executor_class.parallelism(settings, device, len(planned))
     if parallelism.workers != 1:
         todo = longest_first(todo, seconds)
     return GridPlan(planned, existing, todo, seconds, notices, device, parallelism)

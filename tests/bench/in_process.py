@@ -11,6 +11,7 @@ from typing import Any
 from bench.cell.outcome import InferenceResult
 from bench.cell.progress import Message, Observer
 from bench.grid.executors import EXECUTORS
+from bench.grid.executors.auto import AutoExecutor
 from bench.grid.executors.processes import ProcessExecutor
 from bench.grid.executors.serial import SerialExecutor
 from bench.grid.executors.worker_process import Resources, WorkerResult
@@ -112,6 +113,7 @@ def executors(**functions: Callable[..., Any]) -> Executors:
     """The executors of this machine, in this process; `functions` as `in_this_process` takes them."""
     return Executors(
         {
+            "auto": in_this_process(AutoExecutor, **functions),
             "serial": in_this_process(SerialExecutor, **functions),
             "processes": in_this_process(ProcessExecutor, **functions),
         }

@@ -109,8 +109,12 @@ class ExecutorClass(Protocol):
             UsageError: saying what to change.
         """
 
-    def parallelism(self, settings: Settings, device: Device) -> Parallelism:
-        """How many cells would run at a time, and with which resources."""
+    def parallelism(self, settings: Settings, device: Device, cells: int) -> Parallelism:
+        """How many cells would run at a time, and with which resources.
+
+        Args:
+            cells: in the whole grid, those that are done already included.
+        """
 
     def open(
         self, settings: Settings, device: Device, paths: Paths, context: RunContext

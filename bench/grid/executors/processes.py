@@ -56,7 +56,7 @@ class ProcessExecutor:
         refuse_ray_address(settings)
 
     @classmethod
-    def parallelism(cls, settings: Settings, device: Device) -> Parallelism:
+    def parallelism(cls, settings: Settings, device: Device, cells: int) -> Parallelism:
         gpus = visible_gpus() if device == "cuda" else ()
         workers = settings.workers or len(gpus) or cores()
         threads = threads_per_worker(settings, workers)

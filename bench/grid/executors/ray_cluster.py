@@ -138,7 +138,7 @@ class RayExecutor:
         """Every combination of settings suits Ray."""
 
     @classmethod
-    def parallelism(cls, settings: Settings, device: Device) -> Parallelism:
+    def parallelism(cls, settings: Settings, device: Device, cells: int) -> Parallelism:
         threads = settings.threads or 1
         address = settings.ray_address
         where = "a Ray started on this machine" if address is None else f"the Ray cluster at {address}"
@@ -163,7 +163,7 @@ class RayExecutor:
         Raises:
             UsageError: if Ray is not installed, or there is no cluster at the address.
         """
-        threads = cls.parallelism(settings, device).threads
+        threads = context.threads
         ray = _connect(settings.ray_address, threads * (settings.workers or 1))
         absolute = replace(paths, results=paths.results.absolute())
         token = absolute.results / FOLDER / f"{uuid.uuid4().hex}.here"

@@ -29,7 +29,7 @@ class SerialExecutor(ProcessExecutor):
             )
 
     @classmethod
-    def parallelism(cls, settings: Settings, device: Device) -> Parallelism:
+    def parallelism(cls, settings: Settings, device: Device, cells: int) -> Parallelism:
         threads = threads_per_worker(settings, 1)
         return Parallelism(1, threads, describe(settings, device, 1, threads, ()))
 

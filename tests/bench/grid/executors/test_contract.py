@@ -51,7 +51,7 @@ def test_the_default_settings_suit(name: str) -> None:
 @pytest.mark.usefixtures("machine")
 def test_parallelism_is_that_of_the_settings_and_is_described(name: str, device: Any) -> None:
     chosen = {"threads": 3} | ({} if name == "serial" else {"workers": 2})
-    parallelism = class_of(name).parallelism(settings(name, **chosen), device)
+    parallelism = class_of(name).parallelism(settings(name, **chosen), device, 27)
     assert parallelism == Parallelism(chosen.get("workers", 1), 3, parallelism.description)
     assert parallelism.description.startswith(f"{name}, on ")
     assert "3 threads" in parallelism.description
@@ -65,7 +65,7 @@ def test_an_executor_that_was_opened_is_idle_and_answers_at_once(
     for variable, value in RAY_SETTINGS.items():
         monkeypatch.setenv(variable, value)
     one_thread = settings(name, threads=1)
-    parallelism = class_of(name).parallelism(one_thread, "cpu")
+    parallelism = class_of(name).parallelism(one_thread, "cpu", 27)
     context = RunContext("python -m bench run", name, parallelism.workers, parallelism.threads)
     with class_of(name).open(one_thread, "cpu", inputs.paths, context) as executor:
         assert executor.has_capacity()
@@ -126,7 +126,7 @@ class Inline:
         pass
 
     @classmethod
-    def parallelism(cls, settings, device):
+    def parallelism(cls, settings, device, cells):
         return Parallelism(1, 1, "inline, on this machine: in the process of the command")
 
     @classmethod

@@ -44,7 +44,7 @@ EXPECTED: dict[str, tuple[dict[str, Any], Device, tuple[int, int, tuple[str, ...
 @pytest.mark.parametrize("case", EXPECTED)
 def test_workers_threads_and_gpus(case: str, inputs: Inputs) -> None:
     values, device, (workers, threads, gpus) = EXPECTED[case]
-    parallelism = ProcessExecutor.parallelism(settings(**values), device)
+    parallelism = ProcessExecutor.parallelism(settings(**values), device, 27)
     assert (parallelism.workers, parallelism.threads) == (workers, threads)
     context = replace(CONTEXT, workers=workers, threads=threads)
     with ProcessExecutor.open(settings(**values), device, inputs.paths, context) as executor:
@@ -62,9 +62,9 @@ def test_a_container_has_the_cores_of_its_quota(
     quota: float, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.cores, "cpu_quota", lambda: quota)
-    parallelism = ProcessExecutor.parallelism(settings(), "cpu")
+    parallelism = ProcessExecutor.parallelism(settings(), "cpu", 27)
     assert (parallelism.workers, parallelism.threads) == (workers, threads)
-    serial = SerialExecutor.parallelism(settings(executor="serial"), "cpu")
+    serial = SerialExecutor.parallelism(settings(executor="serial"), "cpu", 27)
     assert serial.threads == workers
 
 
@@ -86,11 +86,11 @@ def test_workers_take_the_gpus_in_turn() -> None:
 @pytest.mark.usefixtures("machine")
 def test_the_description_says_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    parallelism = ProcessExecutor.parallelism(settings(workers=2, threads=1), "cuda")
+    parallelism = ProcessExecutor.parallelism(settings(workers=2, threads=1), "cuda", 27)
     assert parallelism.description == (
         "processes, on this machine: 2 at a time, each with 1 thread on cuda, GPUs 0, 1 in turn"
     )
-    parallelism = ProcessExecutor.parallelism(settings(workers=2), "cpu")
+    parallelism = ProcessExecutor.parallelism(settings(workers=2), "cpu", 27)
     assert parallelism.description == ("processes, on this machine: 2 at a time, each with 4 threads on cpu")
 
 

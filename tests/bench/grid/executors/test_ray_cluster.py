@@ -115,7 +115,7 @@ DESCRIPTIONS: dict[str, tuple[dict[str, Any], Any, tuple[int | None, int]]] = {
 def test_the_description_says_what_runs_where(text: str) -> None:
     values, device, (workers, threads) = DESCRIPTIONS[text]
     RayExecutor.check(settings(**values))
-    parallelism = RayExecutor.parallelism(settings(**values), device)
+    parallelism = RayExecutor.parallelism(settings(**values), device, 27)
     assert parallelism.description == text
     assert (parallelism.workers, parallelism.threads) == (workers, threads)
 

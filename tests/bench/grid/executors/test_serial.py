@@ -21,7 +21,7 @@ CONTEXT = RunContext("python -m bench run", "serial", 1, 1)
 
 
 def settings(**values: Any) -> Settings:
-    return settings_from({"methods": ["ncm"], "benchmarks": ["digits"], **values})
+    return settings_from({"methods": ["ncm"], "benchmarks": ["digits"], "executor": "serial", **values})
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_one_worker_gets_all_gpus_and_all_threads_or_those_that_are_given(
     values: dict[str, Any], device: Device, threads: int, text: str, inputs: Inputs
 ) -> None:
     description = f"serial, on this machine: 1 at a time, each with {text}"
-    assert SerialExecutor.parallelism(settings(**values), device) == Parallelism(1, threads, description)
+    assert SerialExecutor.parallelism(settings(**values), device, 27) == Parallelism(1, threads, description)
     context = replace(CONTEXT, threads=threads)
     with SerialExecutor.open(settings(**values), device, inputs.paths, context) as executor:
         assert executor.idle == [Resources(device, threads, gpu=None)]
@@ -61,4 +61,4 @@ def test_settings_of_other_executors_are_refused(values: dict[str, Any], words: 
 @pytest.mark.parametrize("workers", [None, 1])
 def test_one_worker_is_accepted(workers: int | None) -> None:
     SerialExecutor.check(settings(workers=workers))
-    assert SerialExecutor.parallelism(settings(workers=workers), "cpu").workers == 1
+    assert SerialExecutor.parallelism(settings(workers=workers), "cpu", 27).workers == 1

@@ -8,6 +8,7 @@ measured". To store another quantity of each experience, add a field to `Experie
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -33,6 +34,11 @@ def in_utc(text: str) -> str:
 
 UtcTime = Annotated[str, AfterValidator(in_utc)]
 Seconds = Annotated[float, Field(gt=0)]
+
+#: Inference is timed until the interval of each ratio is at most this share of it to either side.
+NARROW = 0.02
+#: Rounds below which the spread over rounds says nothing.
+FEW_ROUNDS = 5
 Bytes = Annotated[int, Field(ge=0)]
 
 
@@ -105,17 +111,35 @@ class Latency(FrozenModel):
     @cached_property
     def ratio(self) -> float:
         """Latency relative to the plain ViT: the median over rounds of `median(model) / median(plain)`."""
-        return paired_ratio(self.model.samples, self.plain.samples, self.rounds)
+        return statistics.median(self._ratios)
+
+    @cached_property
+    def width(self) -> float | None:
+        """Half-width of the 95 % interval of `ratio`, as a share of it; None for few rounds."""
+        return relative_width(self._ratios)
+
+    @cached_property
+    def _ratios(self) -> list[float]:
+        return ratios_by_round(self.model.samples, self.plain.samples, self.rounds)
 
 
-def paired_ratio(model: Sequence[float], plain: Sequence[float], rounds: int) -> float:
-    """Median over rounds of median(model) / median(plain), each within one round."""
+def ratios_by_round(model: Sequence[float], plain: Sequence[float], rounds: int) -> list[float]:
+    """median(model) / median(plain) within each round."""
     calls = len(model) // rounds
     starts = range(0, len(model), calls)
-    medians = (
-        (statistics.median(model[i : i + calls]), statistics.median(plain[i : i + calls])) for i in starts
-    )
-    return statistics.median(a / b for a, b in medians)
+    return [statistics.median(model[i : i + calls]) / statistics.median(plain[i : i + calls]) for i in starts]
+
+
+def relative_width(ratios: Sequence[float]) -> float | None:
+    """Half-width of the 95 % interval of a median, as a share of it: 1.57 IQR / sqrt(n).
+
+    The notch of a box plot (McGill, Tukey and Larsen, The American Statistician 32, 1978). None for fewer
+    than `FEW_ROUNDS` values.
+    """
+    if len(ratios) < FEW_ROUNDS:
+        return None
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return 1.57 * (high - low) / math.sqrt(len(ratios)) / middle
 
 
 class TimingConditions(FrozenModel):

@@ -5,10 +5,10 @@ How each quantity is measured is in docs/measurements.md. Columns in which nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.costs import Latency, Peak, TimingConditions, percentiles
+from bench.costs import FEW_ROUNDS, NARROW, Latency, Peak, TimingConditions, percentiles
 from bench.record import Record
 from reports.groups import Group, Row
 from reports.stats import estimate
@@ -36,7 +36,9 @@ from reports.values import (
 LATENCY_NOTE = (
     "From normalised images to logits. Milliseconds and n are of the samples of all seeds together. The "
     "ratio is the median over rounds of median(model) / median(plain timm ViT), timed in the same round; "
-    "its ± is the half-width of the 95 % t-interval over seeds."
+    "its ± is the half-width of the 95 % t-interval over seeds. Known to: the half-width of the 95 % "
+    "interval of that median over rounds, the widest of the seeds; rounds were added until it was "
+    f"{100 * NARROW:g} % for every model, or the time for timing had been used up (wide)."
 )
 SESSIONS_NOTE = "The rows were timed in different sessions: compare their ratios, not their absolute times."
 MEMORY_NOTE = (
@@ -97,6 +99,7 @@ def latency(group: Group) -> Table | None:
         "p99 (ms)",
         "n",
         "ratio to the plain ViT ↓",
+        "known to (± %)",
         "plain ViT, median (ms)",
         "merged",
         "warm-up settled",
@@ -127,10 +130,19 @@ def _latency_row(row: Row, batch: int, learnt: int) -> tuple[str, ...]:
         *(number(1000 * model[percent - 1], 2) for percent in (50, 95, 99)),
         number(len(samples), 0),
         mean_with_interval(estimate(timed.ratio for timed in of_seeds), 2),
+        known_to([timed.width for timed in of_seeds]),
         number(1000 * plain[49], 2),
         _yes_or_no(conditions.merged for conditions in _conditions(row)),
         _yes_or_no(timed.stable for timed in of_seeds),
     )
+
+
+def known_to(widths: Sequence[float | None]) -> str:
+    """The widest interval over rounds, in percent, and whether timing ended before it was narrow."""
+    if None in widths:
+        return f"under {FEW_ROUNDS} rounds"
+    widest = max(width for width in widths if width is not None)
+    return number(100 * widest, 1) + (" (wide)" if widest > NARROW else "")
 
 
 def _yes_or_no(flags: Iterable[bool]) -> str:

@@ -16,6 +16,7 @@ from bench.cell import checkpoint
 from bench.cell.inputs import Inputs, Paths
 from bench.cell.jobs import Batches
 from bench.cell.manifest import device_name, now
+from bench.cell.measurements import from_notes
 from bench.cell.outcome import InferenceResult
 from bench.cell.precision import autocast
 from bench.cell.progress import Observer, ProgressUpdate
@@ -32,9 +33,11 @@ from methods.registry import METHODS
 #: Timed calls per model and round, for one image and for the larger batch.
 CALLS = (5, 2)
 #: At most so many rounds, by scale.
-ROUNDS = {"smoke": 2, "quick": 20, "full": 20}
-#: Seconds for the rounds of one batch size, all models together.
-SECONDS = 30.0
+ROUNDS = {"smoke": 2, "quick": 40, "full": 40}
+#: All rounds of a session take at most this share of what its cells took to train and evaluate,
+SHARE = 0.1
+#: and at least so many seconds for each batch size.
+LEAST_SECONDS = 5.0
 
 PLAIN = "plain timm ViT"
 
@@ -67,15 +70,29 @@ def latencies(
         _key(cell, n): deployed_model(cell, inputs, n) for cell in cells for n in _checkpoints(cell, paths)
     }
     plain = plain_vit(first, inputs)
+    seconds = timing_seconds(trained_seconds(cells, paths))
     samples = {}
     for step, (batch, calls) in enumerate(zip(batches[first.device], CALLS, strict=True), start=1):
         functions = {name: _prediction(deployed.model, first, batch) for name, deployed in models.items()}
         functions[PLAIN] = _prediction(plain, first, batch)
         activity = f"{len(functions)} models in turns, batch {batch}"
         observe(ProgressUpdate(activity, step, len(batches[first.device]), steps="part"))
-        budget = TimingBudget(ROUNDS[first.scale], calls, SECONDS)
-        samples[batch] = time_in_turns(functions, clock_of(_device(first)), budget)
+        budget = TimingBudget(ROUNDS[first.scale], calls, seconds)
+        samples[batch] = time_in_turns(functions, clock_of(_device(first)), budget, PLAIN)
     return {cell.id: _result(cell, cells, paths, samples, models, started) for cell in cells}
+
+
+def timing_seconds(trained: float) -> float:
+    """Seconds for the rounds of each batch size, where the cells took `trained` seconds."""
+    return max(LEAST_SECONDS, SHARE * trained / len(CALLS))
+
+
+def trained_seconds(cells: Sequence[Cell], paths: Paths) -> float:
+    """Seconds that the training and the evaluation of the cells took, by their last checkpoints."""
+    lasts = (_checkpoints(cell, paths) for cell in cells)
+    notes = (checkpoint.load(each[max(each)]).notes["measurements"] for each in lasts)
+    costs = (cost for each in notes for cost in from_notes(each).costs)
+    return sum((cost.train_seconds or 0.0) + (cost.eval_seconds or 0.0) for cost in costs)
 
 
 def deployed_model(cell: Cell, inputs: Inputs, experiences: int) -> DeployedModel:

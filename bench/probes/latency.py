@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.costs import FEW_ROUNDS, NARROW, ratios_by_round, relative_width
+
 #: Calls a function and returns the seconds that it took.
 Clock = Callable[[Callable[[], object]], float]
 
@@ -22,7 +24,7 @@ SETTLED = 0.05
 #: Calls in a window; fewer where calls are slow: no call starts after `WINDOW_SECONDS`.
 WINDOW_CALLS = 5
 WINDOW_SECONDS = 0.2
-MOST_WINDOWS = 20
+MOST_WINDOWS = 8
 
 FEWEST_ROUNDS = 3
 
@@ -48,9 +50,9 @@ class TimingBudget:
 
     Attributes:
         rounds: at most so many rounds.
-        calls: timed calls of each model per round.
-        seconds: the rounds fit into this time, but at least `FEWEST_ROUNDS`, or `rounds` if that is less, are
-            made in any case.
+        calls: timed calls of each model per round; one where a call takes longer than `WINDOW_SECONDS`.
+        seconds: no round is begun that would end later than this, but `FEWEST_ROUNDS`, or `rounds` if that is
+            less, are made in any case.
     """
 
     rounds: int
@@ -91,22 +93,41 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def time_in_turns(
-    functions: Mapping[str, Callable[[], object]], clock: Clock, budget: TimingBudget
+    functions: Mapping[str, Callable[[], object]],
+    clock: Clock,
+    budget: TimingBudget,
+    reference: str,
+    now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, TimingSamples]:
-    """Warm each function up, then time all of them in every round.
+    """Warm each function up, then time all of them in every round, until their ratios are known well enough.
 
     The order is that of `round_order`. In each round a function is called once untimed before its timed
-    calls, because the caches still hold the data of the one before it.
+    calls, because the caches still hold the data of the one before it; not where a call is so long that this
+    does not matter.
+
+    Args:
+        reference: the function that the others are compared with.
+        now: seconds that have passed.
     """
     warmups = {name: warm_up(function, clock) for name, function in functions.items()}
-    round_seconds = sum(warmup.seconds for warmup in warmups.values()) * (1 + budget.calls)
-    rounds = rounds_within(budget, round_seconds)
+    slow = max(warmup.seconds for warmup in warmups.values()) > WINDOW_SECONDS
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(rounds):
-        for name in round_order(list(functions), i):
-            functions[name]()
-            samples[name] += [clock(functions[name]) for _ in range(budget.calls)]
+    started, rounds = now(), 0
+    while rounds < rounds_within(budget, rounds, now() - started) and not narrow(samples, reference, rounds):
+        for name in round_order(list(functions), rounds):
+            if not slow:
+                functions[name]()
+            samples[name] += [clock(functions[name]) for _ in range(1 if slow else budget.calls)]
+        rounds += 1
     return {name: TimingSamples(tuple(samples[name]), rounds, warmups[name]) for name in functions}
+
+
+def narrow(samples: Mapping[str, Sequence[float]], reference: str, rounds: int) -> bool:
+    """Whether the interval of each function's ratio to the reference is narrow enough."""
+    if rounds < FEW_ROUNDS:
+        return False
+    ratios = (ratios_by_round(column, samples[reference], rounds) for column in samples.values())
+    return all((relative_width(of_one) or 0.0) <= NARROW for of_one in ratios)
 
 
 def warm_up(function: Callable[[], object], clock: Clock) -> Warmup:
@@ -128,9 +149,10 @@ def _window(function: Callable[[], object], clock: Clock) -> list[float]:
     return seconds
 
 
-def rounds_within(budget: TimingBudget, round_seconds: float) -> int:
-    """The number of rounds that the budget allows, at `round_seconds` each."""
-    return min(budget.rounds, max(FEWEST_ROUNDS, int(budget.seconds / round_seconds)))
+def rounds_within(budget: TimingBudget, done: int, seconds: float) -> int:
+    """The number of rounds that the budget allows, if `done` rounds took so many seconds."""
+    fitting = int(budget.seconds * done / seconds) if done and seconds > 0 else FEWEST_ROUNDS
+    return min(budget.rounds, max(FEWEST_ROUNDS, fitting))
 
 
 def round_order(names: Sequence[str], i: int) -> list[str]:

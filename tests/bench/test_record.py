@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench import metrics
+from bench.costs import relative_width
 from bench.metrics import Metric
 from bench.record import RECORD_NAME, SCHEMA, Record, RecordError, kind, read, read_all, to_json, write
 from bench.storage import StorageError
@@ -448,3 +449,10 @@ def test_reading_records_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "numpy", "pandas", "matplotlib", "scipy", "avalanche", "timm"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_the_width_of_an_interval_over_rounds() -> None:
+    """1.57 IQR / sqrt(n), McGill, Tukey and Larsen (1978); the quartiles of 1, 2, 3, 4, 5 are 2 and 4."""
+    assert relative_width([3.0, 1.0, 2.0, 5.0, 4.0]) == pytest.approx(1.57 * 2 / 5**0.5 / 3)
+    assert relative_width([2.0] * 7) == 0.0
+    assert relative_width([1.0, 2.0, 3.0, 4.0]) is None

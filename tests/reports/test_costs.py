@@ -64,6 +64,18 @@ def test_latency_is_of_all_samples_after_the_first_and_the_last_task(two: Group)
     assert [row[1:3] for row in table.rows] == [("1", "1"), ("1", "3"), ("32", "1"), ("32", "3")]
 
 
+@pytest.mark.parametrize(
+    ("widths", "shown"),
+    [
+        ([0.004, 0.015], "1.5"),
+        ([0.004, 0.031], "3.1 (wide)"),
+        ([0.004, None], "under 5 rounds"),
+    ],
+)
+def test_how_well_a_ratio_is_known_is_said_beside_it(widths: list[float | None], shown: str) -> None:
+    assert costs.known_to(widths) == shown
+
+
 def test_kinds_of_memory_never_share_a_column(make: Make) -> None:
     members = one_group(
         [make("a", cost=of_cuda(measured("a", 0, 3, 1.0))), make("b", cost=measured("b", 0, 3, 1.0))]

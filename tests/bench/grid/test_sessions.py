@@ -13,8 +13,8 @@ import torch
 
 from bench import record
 from bench.cell import jobs
-from bench.cell.checkpoint import list_checkpoints
-from bench.cell.inference import deployed_model
+from bench.cell.checkpoint import list_checkpoints, load
+from bench.cell.inference import LEAST_SECONDS, deployed_model, timing_seconds, trained_seconds
 from bench.cell.inputs import Inputs
 from bench.cell.manifest import now
 from bench.cell.outcome import InferenceResult
@@ -57,7 +57,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """The records of a grid of all methods, with every cell in a separate process."""
     results = tmp_path_factory.mktemp("grid") / "results"
     arguments = ["run", *TINY, "--results", str(results)]
-    assert main(arguments, Executors({"serial": SmallBatches})) == 0
+    assert main(arguments, Executors({"auto": SmallBatches})) == 0
     assert len(list(results.glob(f"*/{PATTERN}"))) == len(METHODS)
     assert len(list(results.rglob("*.safetensors"))) == len(METHODS)  # and no checkpoint
     return records(results)
@@ -223,3 +223,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_costs_its_own_model_only(
     (message,) = messages
     assert "it was set aside, and the inference of this model is not measured" in message.text
     assert list(list_checkpoints(folder)) == [n for n in (1, 3) if n != damaged]
+
+
+def test_the_time_for_timing_follows_from_what_the_cells_took(inputs: Inputs) -> None:
+    (planned,) = cells(inputs, "linear-probe", seeds=[0], **SMALL)
+    run_cell(planned.cell, inputs.paths, CONTEXT, ignore)
+    notes = load(max(list_checkpoints(inputs.paths.results / planned.cell.id).items())[1]).notes
+    costs = notes["measurements"]["costs"]
+    took = sum(cost["train_seconds"] + cost["eval_seconds"] for cost in costs)
+    assert trained_seconds([planned.cell, planned.cell], inputs.paths) == pytest.approx(2 * took)
+    assert timing_seconds(took) == LEAST_SECONDS
+    assert timing_seconds(1000.0) == 50.0  # a tenth, for two batch sizes

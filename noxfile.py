@@ -4,12 +4,14 @@ nox -s bench -- [options of `python -m bench run`]    run a grid, then write its
 nox -s tests -- [options of pytest]                   the test suite
 nox -s faults -- [options of pytest]                  failures injected into real runs, and their table
 nox -s lint typecheck                                 ruff, mypy
+nox -s gpu [-- --out FILE]                            what only a GPU can show; fails where there is none
 nox -s docs                                           the documentation site, in site/; warnings are errors
 nox -s perf -- cost [--methods finetune,ncm] ...      what each method costs, beside the plain timm ViT
 nox -s perf -- overhead [--rounds 10] ...             how much slower the harness is than a bare loop
 nox -s perf -- report [--methods 10] ...              how long the report of 1,000 records takes
 nox -s perf -- speedup [--rounds 2] ...               how much faster each executor trains a grid
 nox -s perf -- growth                                 what grows with cells, tasks, classes, image size
+nox -s perf -- end-to-end [--rounds 3] ...            whole commands, beside a bare loop of the same passes
 """
 
 import hashlib
@@ -136,8 +138,15 @@ def perf(session: nox.Session) -> None:
         "report": ["report_speed"],
         "speedup": ["speedup"],
         "growth": ["growth"],
+        "end-to-end": ["end_to_end"],
     }
     if name not in parts:
         session.error(f"cannot measure '{name}'; legal: nox -s perf -- {' | '.join(parts)} [options]")
     for part in parts[name]:
         session.run(PYTHON, "-m", f"scripts.perf.{part}", *options, external=True)
+
+
+@nox.session(venv_backend="none", requires=["env"])
+def gpu(session: nox.Session) -> None:
+    """Examine the GPUs of this machine, and print and write what was found."""
+    session.run(PYTHON, "-m", "scripts.gpu.report", *session.posargs, external=True)

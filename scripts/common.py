@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bench.cell.backbone import MICRO_NAME
@@ -44,6 +46,16 @@ def random_images(classes: int, per_class: int, size: int) -> tuple[Tensor, Tens
     n = classes * per_class
     pixels = torch.randint(0, 256, (n, size, size, 3), generator=rng, dtype=torch.uint8)
     return pixels, torch.arange(n) // per_class
+
+
+def write_images(folder: Path, classes: int, per_class: int, size: int) -> Path:
+    """A folder of class folders with `random_images`; returns it."""
+    pixels, labels = random_images(classes, per_class, size)
+    for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+        path = folder / f"{label:03d}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(path)
+    return folder
 
 
 def build_harness(

@@ -34,11 +34,13 @@ from bench.cell.runner import deployed_copy, images_like
 from bench.cell.strategy import Strategy
 from bench.cell.stream import experiences
 from bench.model import FrozenModel
+from bench.options import read_options, split_list
 from bench.probes.flops import flops_of
 from bench.probes.sizes import size_of
 from bench.probes.training import phases_of
 from bench.spec import MAX_IMAGE_SIZE, Choice, parse_choice
 from methods.errors import UsageError, describe_validation, unknown
+from methods.hyper import fields_of
 from methods.registry import METHODS
 from methods.strategy import Plugin
 from reports.text import DASH, number
@@ -142,7 +144,7 @@ def make_method(choice: Choice, setting: Setting) -> Any:
             f"method '{choice.name}' trains once, at the last task, so there is no cost per task to compare; "
             "leave it out of --methods"
         )
-    method = method_class(**choice.options)
+    method = method_class(**read_options(choice.options, fields_of(method_class.Hyper)))
     method.check(method.hyper, setting.tasks)
     return method
 
@@ -388,7 +390,7 @@ def setting_of(values: Mapping[str, Any]) -> Setting:
     Raises:
         UsageError: for a text that cannot be read, or a value that is not legal.
     """
-    names = values["methods"].split(",") if values["methods"] is not None else every_method()
+    names = split_list(values["methods"]) if values["methods"] is not None else every_method()
     batches = values["inference_batches"].split(",")
     methods = tuple(parse_choice(name) for name in names)
     try:

@@ -16,28 +16,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from bench.cell.backbone import MICRO_NAME
 from bench.record import RECORD_NAME, Record, read
 from methods.registry import METHODS as REGISTERED
-from scripts.common import random_images
+from scripts.common import write_images
 from scripts.markdown import table
 
 METHODS = "finetune,duallora,coda-prompt"
 PER_CLASS, SIZE = 20, 32
 TASKS, CLASSES, SIZES, CELLS = (2, 5, 10), (10, 50, 100), (32, 64, 96), (1, 10, 50)
 HEADER = ("training (s)", "last task (s)", "evaluation (s)", "state of the method (MiB)", "record (KiB)")
-
-
-def images(folder: Path, classes: int) -> Path:
-    """A folder of class folders, with random images."""
-    pixels, labels = random_images(classes, PER_CLASS, SIZE)
-    for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
-        path = folder / f"{label:03d}" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.numpy()).save(path)
-    return folder
 
 
 def run(results: Path, *options: str) -> list[Path]:
@@ -75,7 +63,7 @@ def scaling(
     for value in values:
         sizes = {"classes": classes, "tasks": tasks, "image size": SIZE} | {quantity: value}
         with tempfile.TemporaryDirectory() as folder:
-            data = images(Path(folder) / "images", sizes["classes"])
+            data = write_images(Path(folder) / "images", sizes["classes"], PER_CLASS, SIZE)
             options = f"--methods {methods} --seeds 0 --scale smoke --weights random --tasks {sizes['tasks']}"
             options += f" --image-size {sizes['image size']} --backbone {MICRO_NAME} --set protocol.epochs=2"
             benchmark = ["--benchmarks", f"image-folder:path={data}"]

@@ -14,16 +14,15 @@ from bench.cell.manifest import RunContext
 from bench.cell.progress import ignore
 from bench.cell.runner import counting_images, run_cell
 from bench.cell.strategy import Strategy
-from bench.cli import main
-from bench.record import Record
+from bench.record import Record, write
 from methods.registry import METHODS
 from reports.text import DASH
 from scripts.common import plan_cells
 from scripts.perf import bare, end_to_end
 from scripts.perf.end_to_end import BARE, BARE_KEPT, COLD, NO_CACHE, NOISE, PLAIN, WARM, Measured
-from tests.bench.in_process import executors
 
 SMALL = ["--scale", "smoke", "--tasks", "2", "--seeds", "0", "--threads", "1"]
+CONTEXT = RunContext(None, "serial", 1, 1)
 KEPT = {False: ["--no-feature-cache"], True: []}
 
 
@@ -48,7 +47,7 @@ def run(name: str, folder: Path, kept: bool) -> Record:
     folder.mkdir(exist_ok=True)
     options = [*SMALL, "--methods", name, "--results", str(folder), "--data-root", str(folder), *KEPT[kept]]
     (cell,), inputs = plan_cells(options)
-    return run_cell(cell, inputs.paths, RunContext(None, "serial", 1, 1), ignore).record
+    return run_cell(cell, inputs.paths, CONTEXT, ignore).record
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -129,13 +128,17 @@ def test_an_architecture_of_timm_is_built_by_its_name() -> None:
 
 
 def in_process(words: Sequence[str], results: Path) -> float:
-    """As `end_to_end.command`, in this process."""
-    assert main(["run", *words, "--results", str(results)], executors()) == 0
+    """As `end_to_end.command`, in this process and without the timing of inference."""
+    (cell,), inputs = plan_cells([*words, "--results", str(results)])
+    record = run_cell(cell, inputs.paths, CONTEXT, ignore).record
+    write(record, results / cell.id)
     return 8.0
 
 
 def loop_here(work: bare.Work) -> Measured:
-    return Measured(2.0, *astuple(bare.run(work)))
+    """As `end_to_end.loop`, in this process, with one image of each kind."""
+    counts = {name: min(getattr(work, name), 1) for name in ("stepped", "passed", "evaluated")}
+    return Measured(2.0, *astuple(bare.run(replace(work, **counts))))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from bench.cli import main
 from bench.record import RECORD_NAME, Record, read
 from methods.registry import METHODS
 from scripts.perf import growth, speedup
-from tests.bench.in_process import executors
+from tests.bench.in_process import executors, run_here
 
 
 def test_executors_are_compared_within_a_round() -> None:
@@ -39,7 +39,7 @@ def test_cells_are_counted_in_the_output_of_a_dry_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = "--methods ncm,finetune --benchmarks digits --seeds 0,1,2 --scale smoke --dry-run"
-    assert main(["run", *grid.split(), "--results", str(tmp_path)]) == 0
+    assert main(["run", *grid.split(), "--results", str(tmp_path)], start=lambda: run_here) == 0
     assert speedup.cells_in(capsys.readouterr().out) == 6
 
 
@@ -48,7 +48,8 @@ def test_a_row_of_growth_has_the_numbers_of_the_cells_record() -> None:
 
     def run(results: Path, *options: str) -> list[Path]:
         """As `growth.run`, in this process."""
-        assert main(["run", "--results", str(results), "--threads", "1", *options], executors()) == 0
+        words = ["run", "--results", str(results), "--threads", "1", *options]
+        assert main(words, executors(), start=lambda: run_here) == 0
         (path,) = results.glob(f"*/{RECORD_NAME}")
         records.append(read(path))
         return [path]

@@ -264,9 +264,10 @@ class DualLora(SubspaceLora[DualLoraHyper]):
     def begin(self, strategy: StrategyLike) -> None:
         self._check_width(strategy.experience.origin_stream)
         threshold = self.threshold(strategy.experience)
-        for plug, m in zip(self.plugs, self.energies(strategy), strict=True):
+        for plug, attention, m in zip(self.plugs, self.attentions, self.energies(strategy), strict=True):
             at_most = self.room(plug, strategy.experience)
-            plug.begin(new_directions(plug.basis, m, threshold, at_least=self.hyper.rank, at_most=at_most))
+            own = new_directions(plug.basis, m, threshold, at_least=self.hyper.rank, at_most=at_most)
+            plug.begin(own, attention.qkv)
         self.context.learning = True
 
     def end(self, strategy: StrategyLike) -> None:

@@ -18,6 +18,7 @@ from methods import identity
 from methods.head import ClassHead, HeadInit
 from methods.identity import TINY
 from methods.lora import merge
+from methods.passes import in_full_precision
 from methods.subspace import ROW_NORM, append_basis, captured, complement, new_directions
 from methods.vit import QKV, Plug
 
@@ -55,19 +56,20 @@ class ForwardContext:
 
 
 class Adapter(nn.Module):
-    """B a S S^T: a low-rank map whose row space lies in the span of S (D, k) by construction. Zero at first.
+    """B a P with P = S S^T: a low-rank map whose row space lies in the span of S (D, k) by construction.
 
-    a (r, D) is drawn uniformly, so that the rows of A = a S S^T have norm `ROW_NORM` on average. a is not
-    stored in the coordinates of S, because Adam's steps would then depend on which basis of the subspace was
-    found.
+    Zero at first. a (r, D) is drawn uniformly, so that the rows of A = a P have norm `ROW_NORM` on average. a
+    is not stored in the coordinates of S, because Adam's steps would then depend on which basis of the
+    subspace was found. P (D, D) is stored and not S, so that a step has the same shapes in every block and
+    experience: libraries compile a kernel for each shape that they meet, and keep it.
     """
 
-    basis: Tensor
+    projector: Tensor
 
     def __init__(self, basis: Tensor, rank: int) -> None:
         super().__init__()
         width, k = basis.shape
-        self.register_buffer("basis", basis.float())
+        self.register_buffer("projector", (basis.double() @ basis.double().T).float())
         self.free = nn.Parameter(torch.empty(rank, width, device=basis.device))
         self.up = nn.Parameter(torch.zeros(width, rank, device=basis.device))
         bound = math.sqrt(3) * ROW_NORM / math.sqrt(max(k, 1))
@@ -75,8 +77,9 @@ class Adapter(nn.Module):
 
     @property
     def down(self) -> Tensor:
-        """A = a S S^T, (r, D)."""
-        return (self.free @ self.basis) @ self.basis.T
+        """A = a P, (r, D), without mixed precision: it would leave the span of S."""
+        with in_full_precision(self.free.device.type):
+            return self.free @ self.projector
 
 
 class Bank(nn.Module):
@@ -138,6 +141,8 @@ class DualPlug(Plug):
         self.banks = by_target({target: Bank(width) for target in hyper.targets})
         self.orthogonal: dict[str, Adapter] = by_target({})
         self.residual: dict[str, Adapter] = by_target({})
+        #: The projections' weight (3D, D) as it was before `open`; None if it is not open.
+        self.shut_weight: Tensor | None = None
 
     # ---- what a pass needs -------------------------------------------------------------------
 
@@ -184,21 +189,20 @@ class DualPlug(Plug):
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
         gates = self.read_gates(x, q, k)
         projections = {"q": q, "k": k, "v": v}
-        for target, bank in self.banks.items():
-            down, up = bank.down, bank.up
-            if adapters := self.in_training(target):  # stacked: two matrix products serve all of them
-                down = torch.cat([down, *(adapter.down for adapter in adapters)])
-                up = torch.cat([up, *(adapter.up for adapter in adapters)], 1)
-            if len(down):
+        for target in self.banks:
+            if parts := self.adapters(target):  # stacked: two matrix products serve all of them
+                down, up = torch.cat([part.down for part in parts]), torch.cat([part.up for part in parts], 1)
                 change = F.linear(self.scale(F.linear(x, down), gates), up)
                 heads = change.view(len(x), -1, *q.shape[1::2]).transpose(1, 2)
                 projections[target] = projections[target] + heads
         return projections["q"], projections["k"], projections["v"]
 
-    def in_training(self, target: str) -> list[Adapter]:
-        """The adapters in training that `attend` adds to the projection `target`."""
+    def adapters(self, target: str) -> list[Adapter | Bank]:
+        """The adapters that `attend` adds to the projection `target`, finished ones first."""
+        bank, merged = self.banks[target], target == "v" and self.shut_weight is not None
+        finished = [bank] if len(bank.down) and not merged else []
         parts = [self.residual, self.orthogonal] if target == "v" else [self.residual]
-        return [part[target] for part in parts if target in part]
+        return [*finished, *(part[target] for part in parts if target in part)]
 
     def scale(self, z: Tensor, gates: Tensor | None) -> Tensor:
         """z (B, N, j r), the outputs of j adapters' `down`, with the r columns of each times its gate (B, n).
@@ -250,9 +254,10 @@ class DualPlug(Plug):
 
     # ---- an experience -----------------------------------------------------------------------
 
-    def begin(self, own: Tensor) -> None:
-        """Add the adapters of an experience with the new bases `own` (D, k)."""
+    def begin(self, own: Tensor, qkv: nn.Linear) -> None:
+        """Add the adapters of an experience with the new bases `own` (D, k) to the projections `qkv`."""
         self.own = own
+        self.open(qkv)
         taken = torch.cat([self.basis.double(), own], 1) if self.hyper.exclude_own else self.basis
         if self.hyper.adapters != "residual":
             free = complement(taken)
@@ -300,8 +305,27 @@ class DualPlug(Plug):
         self.mean_evidence = torch.cat([self.mean_evidence, mean[None]])
         self.gate_threshold = torch.cat([self.gate_threshold, quantile[None]])
 
+    def open(self, qkv: nn.Linear) -> None:
+        """Merge the finished adapters of v into the weight (3D, D) until `shut`, if all images open them.
+
+        A step then takes the same time, and products of the same shapes, in every experience. Those of q and
+        k stay outside: the read-out needs q and k without them.
+        """
+        self.shut(qkv)  # an experience that was broken off
+        if self.hyper.gate == "posterior" and "v" in self.banks and len(self.banks["v"].down):
+            self.shut_weight = qkv.weight.detach().clone()
+            merge(qkv, "v", self.banks["v"].up, self.banks["v"].down)
+
+    @torch.no_grad()
+    def shut(self, qkv: nn.Linear) -> None:
+        """Undo `open`, bit for bit."""
+        if self.shut_weight is not None:
+            qkv.weight.copy_(self.shut_weight)
+            self.shut_weight = None
+
     def finish(self, qkv: nn.Linear) -> None:
         """Merge adapters without gates into the weight (3D, D); move those with gates to the banks."""
+        self.shut(qkv)
         for target, adapter in self.orthogonal.items():
             merge(qkv, target, adapter.up, adapter.down)
         for target, adapter in self.residual.items():
@@ -366,6 +390,8 @@ def relevance(rows: Tensor, basis: Tensor, basis_owner: Tensor) -> Tensor:
         basis: (D, m), orthonormal.
         basis_owner: (m, t), 1 where a column belongs to an experience, else 0.
     """
-    held = (rows @ basis).float().square().sum(1) @ basis_owner
-    share: Tensor = held / rows.float().square().sum((1, 2)).clamp_min(TINY)[:, None]
+    with in_full_precision(rows.device.type):  # the shapes differ by block: no kernel is compiled for each
+        rows = rows.float()
+        held = (rows @ basis).square().sum(1) @ basis_owner
+        share: Tensor = held / rows.square().sum((1, 2)).clamp_min(TINY)[:, None]
     return share

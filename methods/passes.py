@@ -22,6 +22,13 @@ def autocast_of(strategy: object) -> AbstractContextManager[object]:
     return make()
 
 
+def in_full_precision(device_type: str) -> AbstractContextManager[object]:
+    """A context without mixed precision; one that does nothing if that is off already, to save its cost."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 @contextmanager
 def eval_no_grad(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside the block; afterwards the model is in the mode it was in.

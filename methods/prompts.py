@@ -10,7 +10,6 @@ Shapes: B images, D width of the features, M prompts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ from methods.base import DiagnosticValue, H, Method
 from methods.errors import UsageError
 from methods.head import HeadInit
 from methods.hyper import STRICT, Hyper, hyper
-from methods.passes import eval_no_grad, frozen_features
+from methods.passes import eval_no_grad, frozen_features, in_full_precision
 from methods.strategy import StrategyLike
 from methods.vit import InputTokens, Prefix, embed, open_seams
 
@@ -255,13 +254,6 @@ def most_frequent(choices: Tensor) -> Tensor:
     """For every row of the choices (B, k), the k indices that most rows have; of equals, the smaller one."""
     counts = torch.bincount(choices.flatten())
     return counts.argsort(descending=True, stable=True)[: choices.shape[1]].expand_as(choices)
-
-
-def in_full_precision(device_type: str) -> AbstractContextManager[object]:
-    """A context without mixed precision; one that does nothing if that is off already, to save its cost."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def effective_number(weights: Tensor) -> float:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from avalanche.training.plugins import SupervisedPlugin
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods import duallora_modules
 from methods.duallora import DualLora
@@ -325,7 +326,8 @@ def test_the_residual_adapter_trains_inside_the_bases_it_was_given(where, block)
     allowed = {"own": plug.own, "old": torch.cat(earlier, 1), "last": earlier[-1]}
     rows = plug.residual["v"].down
     assert outside(rows, allowed[where]) < 1e-6
-    assert plug.residual["v"].basis.shape == (WIDTH, allowed[where].shape[1])
+    projector = allowed[where] @ allowed[where].T
+    torch.testing.assert_close(plug.residual["v"].projector.double(), projector, atol=1e-6, rtol=0)
     first = plugs_of(learnt.unmerged[0])[block]
     assert outside(first.residual["v"].down, first.own) < 1e-6
 
@@ -486,6 +488,70 @@ def test_all_gates_are_open_while_an_experience_is_learnt(gate, images):
             torch.testing.assert_close(output, embed(model, images), atol=1e-6, rtol=1e-6)
 
 
+@every_block
+def test_finished_adapters_are_in_the_weight_while_an_experience_is_learnt_and_out_of_it_afterwards(block):
+    learnt = learnt_with(gate="posterior")
+    before, after = (weight_of(learnt.after[i], block, "v") for i in (1, 2))
+    attention = learnt.unmerged[2].blocks[block].attn
+    bank, orthogonal = attention.plug.banks["v"], attention.plug.orthogonal["v"]
+    assert len(bank.down) == 2 * RANK
+    opened = row_blocks(attention.qkv.weight)["v"]
+    torch.testing.assert_close(opened, before + bank.up @ bank.down, atol=1e-6, rtol=0)
+    torch.testing.assert_close(after, before + orthogonal.up @ orthogonal.down, atol=1e-6, rtol=0)
+    assert (opened - before).abs().max() > 1e-3
+
+
+def test_an_experience_that_is_broken_off_and_begun_again_opens_its_gates_once():
+    _, model = restored(learnt_with(gate="posterior").states[1], gate="posterior")
+    attention = model.blocks[0].attn
+    weights = [attention.qkv.weight.clone()]
+    for _ in range(2):
+        attention.plug.open(attention.qkv)
+        weights.append(attention.qkv.weight.clone())
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.allclose(weights[0], weights[1], atol=1e-3)
+    attention.plug.shut(attention.qkv)
+    assert torch.equal(weights[0], attention.qkv.weight)
+
+
+class HalfPrecisionProducts(TorchDispatchMode):
+    """Records the shapes of all matrix products in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [a for a in args if isinstance(a, Tensor) and a.dtype == torch.bfloat16]
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm) and tensors:
+            self.shapes.add((func.overloadpacket, *(tuple(t.shape) for t in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def products(model: VisionTransformer, images: Tensor) -> set[tuple[Any, ...]]:
+    """The shapes of the products in bfloat16 in a forward and a backward pass of training."""
+    with torch.autocast("cpu", torch.bfloat16), HalfPrecisionProducts() as recorded:
+        embed(model, images).float().sum().backward()
+    return recorded.shapes
+
+
+def test_products_in_mixed_precision_have_the_same_shapes_in_every_experience(images):
+    """On a CPU the library compiles a kernel for each shape and keeps it: half a megabyte each."""
+    second, third = (products(deepcopy(learnt_with(gate="posterior").unmerged[i]), images) for i in (1, 2))
+    assert second == third
+    assert (torch.ops.aten.mm, (len(images) * 17, WIDTH), (WIDTH, 2 * RANK)) in second
+
+
+def test_the_bases_of_a_block_enter_no_product_in_mixed_precision(images):
+    """Their number differs from block to block and from experience to experience."""
+    _, model = restored(learnt_with(gate="posterior").states[-1], gate="posterior")
+    sizes = {plug.basis.shape[1] for plug in plugs_of(model)} - {WIDTH}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), HalfPrecisionProducts() as recorded:
+        model(images)
+    assert recorded.shapes
+    assert sizes.isdisjoint(size for _, *shapes in recorded.shapes for shape in shapes for size in shape)
+
+
 # ---- the whole forward pass by hand --------------------------------------------------------------
 
 
@@ -555,9 +621,7 @@ class ByHand:
         columns = [slice(h * dim, (h + 1) * dim) for h in heads]
         projections = self.projections(attention, u)
         for target, adapter in plug.orthogonal.items():
-            projections[target] = (
-                projections[target] + u @ (adapter.up @ adapter.free @ adapter.basis @ adapter.basis.T).T
-            )
+            projections[target] = projections[target] + u @ (adapter.up @ adapter.free @ adapter.projector).T
         maps = [
             torch.softmax(projections["q"][:, c] @ projections["k"][:, c].T / math.sqrt(dim), 1)
             for c in columns
@@ -602,12 +666,13 @@ class ByHand:
 
     def residual(self, plug: Any, target: str, gates: list[float], u: Tensor) -> Tensor:
         bank, change = plug.banks[target], torch.zeros_like(u)
-        for j, gate in enumerate(gates if len(bank.down) else []):
+        merged = target == "v" and plug.shut_weight is not None
+        for j, gate in enumerate(gates if len(bank.down) and not merged else []):
             rows = slice(j * self.hyper.rank, (j + 1) * self.hyper.rank)
             change = change + gate * u @ (bank.up[:, rows] @ bank.down[rows]).T
         if target in plug.residual:
             adapter = plug.residual[target]
-            change = change + u @ (adapter.up @ adapter.free @ adapter.basis @ adapter.basis.T).T
+            change = change + u @ (adapter.up @ adapter.free @ adapter.projector).T
         return change
 
     def classified(self, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sized
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -52,6 +52,7 @@ from torch import Tensor, nn
 
 from methods import identity
 from methods.base import DiagnosticValue
+from methods.duallora_deployed import deploy
 from methods.duallora_modules import CalibratedHead, DualPlug, Feature, ForwardContext, relevance
 from methods.errors import UsageError
 from methods.head import ClassHead, HeadInit
@@ -239,8 +240,8 @@ class DualLora(SubspaceLora[DualLoraHyper]):
             )
 
     def merge(self, model: VisionTransformer) -> bool:
-        """Nothing is left to merge: adapters without gates are merged at the end of their experience."""
-        return all(cast(DualPlug, attention.plug).idle for attention in open_seams(model))
+        """Fold what does not depend on the image; adapters with gates stay adapters, but the first one's."""
+        return deploy(model, self.hyper)
 
     def restore(self, model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
         """As `Method.restore`, which accepts any number of rows of residual adapters.

@@ -48,11 +48,14 @@ class ForwardContext:
         self.score: dict[int, Tensor] = {}
         self.gates: dict[int, Tensor] = {}
 
+    def total_score(self, first: int, last: int) -> Tensor:
+        """Sum (B, t) of the scores of the blocks from `first` to `last`."""
+        before = self.score.get(first - 1)
+        return self.score[last] if before is None else self.score[last] - before
+
     def mean_score(self, first: int, last: int) -> Tensor:
         """Mean (B, t) of the scores of the blocks from `first` to `last`."""
-        before = self.score.get(first - 1)
-        total = self.score[last] if before is None else self.score[last] - before
-        return total / (last - first + 1)
+        return self.total_score(first, last) / (last - first + 1)
 
 
 class Adapter(nn.Module):
@@ -149,8 +152,12 @@ class DualPlug(Plug):
     @property
     def is_scored(self) -> bool:
         """Whether the block's scores are read: by the gates from here on, or to calibrate the logits."""
-        calibrates = self.hyper.calibration != "none" and self.index >= self.first_scored
-        return calibrates or (self.hyper.gate == "posterior" and self.is_gated)
+        return self.calibrates or (self.hyper.gate == "posterior" and self.is_gated)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the block's scores calibrate the logits."""
+        return self.hyper.calibration != "none" and self.index >= self.first_scored
 
     @property
     def is_gated(self) -> bool:

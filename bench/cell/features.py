@@ -36,6 +36,7 @@ from torch import Tensor
 
 from bench.benchmarks.drafts import write_whole
 from bench.cell.batches import Pipeline
+from bench.cell.placement import on_device
 from bench.cell.precision import autocast
 from bench.cell.progress import Notice, Observer, ProgressUpdate
 from methods.vit import embed
@@ -73,7 +74,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a cell's images, on its device.
+    """The features of a cell's images, on its device if they fit there.
 
     Attributes:
         tensors: (n, D), float32, by part and whether the images are mirrored; those that were asked for.
@@ -95,10 +96,15 @@ class Features:
         plain, mirror = self.tensors.get((part, False)), self.tensors.get((part, True))
         if plain is None or (mirror is None and bool(mirrored.any())):
             return None
-        features = plain[rows]
+        features = _rows_of(plain, rows)
         if mirror is None:
             return features
-        return torch.where(mirrored[:, None], mirror[rows], features)
+        return torch.where(mirrored[:, None], _rows_of(mirror, rows), features)
+
+
+def _rows_of(features: Tensor, rows: Tensor) -> Tensor:
+    """The rows (B,), which are on the device of the model, of features that are there if they fit."""
+    return features[rows.to(features.device)].to(rows.device)
 
 
 def file_key(images: Any, mirrored: bool, conditions: Conditions) -> str:
@@ -216,7 +222,7 @@ def prepare(
             path, partial(compute_features, part, mirrored, progress), observe
         )
         passes += computed * len(features)
-        tensors[part, mirrored] = features.to(pipeline.device)
+        tensors[part, mirrored] = on_device(features, pipeline.device)
     return Features(tensors, passes, time.perf_counter() - started)
 
 

@@ -27,6 +27,7 @@ from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import RunContext, code_conditions, manifest_of, now
 from bench.cell.measurements import Measurements, checked_diagnostics, higher, results_of
 from bench.cell.outcome import CellResult, record_of, record_without_results, resume_hint
+from bench.cell.placement import on_device
 from bench.cell.progress import Observer, ProgressUpdate
 from bench.cell.resume import CellRun
 from bench.cell.rng import generator, seed_everything
@@ -40,7 +41,7 @@ from bench.cell.strategy import (
     Schedule,
     Strategy,
 )
-from bench.cell.stream import TEST_BATCHES, SeenImages, experiences, rows_by_task, rows_of_classes
+from bench.cell.stream import TEST_BATCHES, SeenImages, experiences, rows_by_task, rows_of_classes, shared
 from bench.costs import Cost, ExperienceCost, PeakMemory
 from bench.predictions import Predictions
 from bench.probes.energy import counter_of
@@ -123,7 +124,9 @@ def train_and_evaluate(
     """Learn the tasks that the last checkpoint does not have, and evaluate after each of them."""
     split, arrays, folder = inputs.split(cell), _planned_images(cell, inputs), inputs.paths.results / cell.id
     kept = keep_features(cell, inputs, observe)
-    memory = PeakMemoryTracker(torch.device(cell.device))
+    device = torch.device(cell.device)
+    train_x, test_x = (_placed(images, device) for images in (arrays.train_x, arrays.test_x))
+    memory = PeakMemoryTracker(device)  # after the images, which are no memory of the method's
     with _explaining_memory(cell, memory):
         run = build_run(cell, inputs, observe, kept)
         new = Measurements(
@@ -132,10 +135,10 @@ def train_and_evaluate(
             diagnostic_help=run.method.diagnostic_help,
         )
         measurements = resume.resume_from_checkpoint(run, cell, folder, observe) or new
-        stream = experiences(arrays.train_x, arrays.train_y, split.task_sizes)
+        stream = experiences(train_x, arrays.train_y, split.task_sizes)
         test_batches = TEST_BATCHES[cell.protocol.test_batches]
         for task in range(measurements.experiences, len(stream)):
-            seen = test_batches(arrays.test_x, arrays.test_y, split.task_sizes[: task + 1])
+            seen = test_batches(test_x, arrays.test_y, split.task_sizes[: task + 1])
             _run_experience(run, cell, stream[task], seen, memory, measurements, observe)
             if _is_evaluated(run, cell, task):  # before that, a method that trains jointly has learnt nothing
                 save(run, cell, folder, measurements)
@@ -196,6 +199,12 @@ def _planned_images(cell: Cell, inputs: Inputs) -> Arrays:
         _check_unchanged(problem, inputs.data_sha256(cell), cell.data_sha256)
     inputs.notes(cell)  # while the files are those that were decoded
     return arrays
+
+
+def _placed(images: Any, device: torch.device) -> Any:
+    """The images on the device if they fit there; images that are stored whole, as they are."""
+    tensor = shared(images)
+    return on_device(tensor, device) if isinstance(tensor, Tensor) else tensor
 
 
 def _by_row(predictions: tuple[Tensor, Tensor], rows: Sequence[int]) -> tuple[Tensor, Tensor]:

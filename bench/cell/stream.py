@@ -48,9 +48,10 @@ def experiences(images: Any, labels: Any, task_sizes: Sequence[int]) -> list[Any
     Avalanche's own generators are not used, because they drop classes if the tasks cannot be of equal size,
     and reseed the global random generator.
     """
-    shared, plain = _shared(images), labels.tolist()
+    plain = labels.tolist()
     sets = [
-        as_classification_dataset(RowDataset(shared, plain, rows)) for rows in rows_by_task(plain, task_sizes)
+        as_classification_dataset(RowDataset(shared(images), plain, rows))
+        for rows in rows_by_task(plain, task_sizes)
     ]
     return list(with_classes_timeline(benchmark_from_datasets(train=sets)).train_stream)
 
@@ -89,7 +90,7 @@ TEST_BATCHES: dict[str, Callable[[Any, Any, Sequence[int]], SeenImages]] = {
 }
 
 
-def _shared(images: Any) -> Any:
+def shared(images: Any) -> Any:
     """An array as a tensor, whose rows are taken faster; whole images, which are no array, as they are."""
     return torch.from_numpy(images) if isinstance(images, np.ndarray) else images
 
@@ -101,7 +102,7 @@ def union(images: Any, labels: Any, n_classes: int) -> Any:
 
 def _experience(images: Any, labels: Any, rows: Sequence[int]) -> Any:
     """One experience with the images of these rows, for an evaluation."""
-    dataset = as_classification_dataset(RowDataset(torch.from_numpy(images), labels.tolist(), rows))
+    dataset = as_classification_dataset(RowDataset(shared(images), labels.tolist(), rows))
     return benchmark_from_datasets(test=[dataset]).streams["test"][0]
 
 

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cell.stream import TEST_BATCHES, experiences, mixed, rows_by_task, task_by_task, union
+from bench.cell.stream import (
+    TEST_BATCHES,
+    experiences,
+    mixed,
+    rows_by_task,
+    task_by_task,
+    union,
+)
 from tests.bench.conftest import arrays
 
 
@@ -71,3 +78,11 @@ def test_rows_by_task_partitions_the_rows(sizes, data):
     for task, members in enumerate(rows):
         low = sum(sizes[:task])
         assert all(low <= labels[row] < low + sizes[task] for row in members)
+
+
+def test_a_batch_is_taken_where_the_images_are():
+    x, y = arrays(per_class=2)
+    there = torch.from_numpy(x).to("meta")
+    items = [image for image, *_ in experiences(there, y, (3, 3))[0].dataset]
+    assert {item.device.type for item in items} == {"meta"}
+    assert torch.stack(items).device.type == "meta"

@@ -36,13 +36,13 @@ from torch import Tensor
 
 from bench.benchmarks.drafts import write_whole
 from bench.cell.batches import Pipeline
-from bench.cell.placement import on_device
+from bench.cell.placement import images_per_pass, on_device
 from bench.cell.precision import autocast
 from bench.cell.progress import Notice, Observer, ProgressUpdate
 from methods.vit import embed
 
 DRAFT = ".keeping-"  # how the name of a file begins while it is written
-#: Images per pass. Part of the key: the last bits of a feature depend on it.
+#: Images per pass, at most. Part of the key: the last bits of a feature depend on it.
 BATCH = 64
 #: Bytes that the files of a folder may take in all; the files used longest ago are deleted first.
 MAX_BYTES = 8 * 2**30
@@ -243,14 +243,14 @@ def compute(
     Args:
         observe: called with the finished share.
     """
-    batches = []
+    batches, size = [], images_per_pass(model, pipeline.device, BATCH)
     with torch.no_grad():
-        for start in range(0, len(images), BATCH):
-            x = pipeline.view(images[start : start + BATCH].to(pipeline.device))
+        for start in range(0, len(images), size):
+            x = pipeline.view(images[start : start + size].to(pipeline.device))
             x = pipeline.normalise(x.flip(3) if mirrored else x)
             with autocast(pipeline.device, precision):
                 batches.append(embed(model, x).float().cpu())
-            observe(min(start + BATCH, len(images)) / len(images))
+            observe(min(start + size, len(images)) / len(images))
     return torch.cat(batches)
 
 

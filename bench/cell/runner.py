@@ -27,7 +27,7 @@ from bench.cell.inputs import Inputs, Paths
 from bench.cell.manifest import RunContext, code_conditions, manifest_of, now
 from bench.cell.measurements import Measurements, checked_diagnostics, higher, results_of
 from bench.cell.outcome import CellResult, record_of, record_without_results, resume_hint
-from bench.cell.placement import on_device
+from bench.cell.placement import images_per_pass, on_device
 from bench.cell.progress import Observer, ProgressUpdate
 from bench.cell.resume import CellRun
 from bench.cell.rng import generator, seed_everything
@@ -60,6 +60,7 @@ from methods.registry import METHODS
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array
 
+#: Images per evaluation batch, at most.
 EVAL_BATCH = 128
 PROGRESS_SECONDS = 0.2
 
@@ -437,17 +438,17 @@ def build_strategy(
         only_head=method.frozen_backbone,
         train_mb_size=protocol.batch_size,
         train_epochs=protocol.epochs,
-        eval_mb_size=eval_batch(method),
+        eval_mb_size=eval_batch(method, images_per_pass(model, pipeline.device, EVAL_BATCH)),
         device=pipeline.device,
         plugins=[PhaseTimer(), method, PhaseTimer(), Schedule(SCHEDULES[protocol.schedule]), *plugins],
     )
     return CellRun(strategy, method, streams)
 
 
-def eval_batch(method: Any) -> int:
-    """Images per evaluation batch: `EVAL_BATCH`, or what is nearest below it that has whole groups."""
+def eval_batch(method: Any, most: int) -> int:
+    """Images per evaluation batch: `most`, or what is nearest below it that has whole groups."""
     group = method.batch_group(method.hyper) or 1
-    return max(EVAL_BATCH // group, 1) * group
+    return max(most // group, 1) * group
 
 
 def pipeline_of(cell: Cell, inputs: Inputs) -> Pipeline:
@@ -480,7 +481,7 @@ def _explaining_memory(cell: Cell, memory: PeakMemoryTracker) -> Iterator[None]:
             usage = f"{peak.training.peak / 2**20:.0f} MiB in use at the highest point ({peak.kind}), "
         raise CellMemoryError(
             f"out of memory with {usage}a batch of {cell.protocol.batch_size} images in training and "
-            f"{EVAL_BATCH} in evaluation: {_reason(error)}",
+            f"at most {EVAL_BATCH} in evaluation: {_reason(error)}",
             peak,
         ) from error
 

@@ -35,7 +35,7 @@ REASONS = {
     "hog": (
         "oom",
         r"out of memory with \d{4,} MiB in use at the highest point \([a-z ]+\), a batch of 16 images in "
-        r"training and 128 in evaluation: RuntimeError: .*can't allocate memory.*",
+        r"training and at most 128 in evaluation: RuntimeError: .*can't allocate memory.*",
     ),
     "never": ("failed", "it took longer than the limit, 10 s"),
     "deaf": ("failed", "it took longer than the limit, 10 s"),

@@ -219,7 +219,7 @@ def _tasks(strategy: Any) -> set[int]:
 @pytest.mark.parametrize(("size", "batch"), [(None, 128), (16, 128), (24, 120), (128, 128), (200, 200)])
 def test_evaluation_batches_have_whole_groups(size: int | None, batch: int) -> None:
     method = DualPrompt() if size is None else DualPrompt(selection="batch", vote_size=size)
-    assert eval_batch(method) == batch
+    assert eval_batch(method, 128) == batch
 
 
 # ---- predictions -------------------------------------------------------------------------------------

@@ -288,3 +288,22 @@ def test_a_weights_file_that_is_none_is_refused_before_anything_is_written(conte
     assert [path.name for path in folder.iterdir()] == [weights.name]
     assert weights.read_bytes() == before
     drill(f"a weights file that is {content}", "nothing: exit status 2 and a sentence", "the same")
+
+
+def test_damaged_features_are_computed_again_and_change_no_number(finished, run, whole, drill, environment):
+    """Those that an earlier grid has left on disk, where the next one reads them."""
+    files = list((Path(environment["DUALLORA_BENCH_DATA"]) / "features").glob("*.safetensors"))
+    assert files
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    result = run(*GRID)
+    assert result.status == 0
+    assert "damaged" in result.output
+    assert on_disk(finished) == BOTH
+    check_predictions(finished)
+    record = record_of(finished, "ncm")
+    assert facts(record) == whole("finetune,ncm").facts["ncm"]
+    assert record.cost.feature_images > 0
+    drill("a bit of every kept feature file flips", "the records of before", "computes the features again")

@@ -11,6 +11,7 @@ nox -s perf -- overhead [--rounds 10] ...             how much slower the harnes
 nox -s perf -- report [--methods 10] ...              how long the report of 1,000 records takes
 nox -s perf -- speedup [--rounds 2] ...               how much faster each executor trains a grid
 nox -s perf -- growth                                 what grows with cells, tasks, classes, image size
+nox -s perf -- front [--methods dualprompt] ...       what keeping activations of frozen blocks would save
 nox -s perf -- end-to-end [--rounds 3] ...            whole commands, beside a bare loop of the same passes
 """
 
@@ -138,6 +139,7 @@ def perf(session: nox.Session) -> None:
         "report": ["report_speed"],
         "speedup": ["speedup"],
         "growth": ["growth"],
+        "front": ["front"],
         "end-to-end": ["end_to_end"],
     }
     if name not in parts:

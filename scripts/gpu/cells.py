@@ -18,7 +18,7 @@ from bench.record import RECORD_NAME, Record, read
 from reports.text import DASH, number
 from scripts.common import write_images
 from scripts.gpu.checks import MIB, Check
-from scripts.perf.end_to_end import counted
+from scripts.perf.end_to_end import passes_counted
 
 #: Test functions that need a GPU have this in their names.
 KEYWORD = "on_a_gpu"
@@ -122,7 +122,7 @@ def row(method: str, record: Record | None) -> list[str]:
     return [
         method,
         shown(images_per_second(record), 0),
-        shown(counted(record, kept=True), 2),
+        shown(passes_counted(record, kept=True), 2),
         shown(peaks.training.above / MIB if peaks and peaks.training else None, 0),
         shown(cost.throughput, 0),
         shown(latency.ratio if latency else None, 2),

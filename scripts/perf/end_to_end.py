@@ -39,7 +39,7 @@ from bench.probes.latency import round_order
 from bench.record import RECORD_NAME, Record, read
 from bench.spec import parse_choice
 from methods.registry import METHODS
-from reports.text import DASH
+from reports.text import DASH, counted
 from scripts.common import Rounds, ratios
 from scripts.markdown import table
 from scripts.perf.bare import Times, Work
@@ -335,14 +335,14 @@ def passes_rows(label: str, method: Any, record: Record, runs: Runs) -> Iterator
             yield [
                 label,
                 name,
-                f"{counted(record, kept):.2f}",
+                f"{passes_counted(record, kept):.2f}",
                 f"{floor(method, kept)}",
                 spread(plain_passes(trainings(runs), name, trained_images(record))),
                 spread(plain_passes(evaluations(runs), name, evaluated_images(record))),
             ]
 
 
-def counted(record: Record, kept: bool) -> float:
+def passes_counted(record: Record, kept: bool) -> float:
     """Forward passes an image in training, by the counts of the record."""
     cost = cost_of(record)
     passes = total(cost, "forward_images") + (0 if kept else total(cost, "cached_images"))
@@ -411,7 +411,7 @@ def setting(record: Record, rounds: int) -> str:
         f"{record.benchmark}, {record.tasks} tasks, {trained_images(record)} images in training, "
         f"{evaluated_images(record)} in evaluation; {protocol['backbone']}, {protocol['image_size']} px, "
         f"{protocol['precision']}, batches of {protocol['batch_size']} and {EVAL_BATCH}, "
-        f"{record.manifest.threads} threads on {record.manifest.device}, "
+        f"{counted(record.manifest.threads, 'thread')} on {record.manifest.device}, "
         f"commit {(record.manifest.commit or DASH)[:7]}; medians (ranges) of {rounds} rounds"
     )
 

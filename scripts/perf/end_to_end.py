@@ -30,8 +30,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.benchmarks.base import DATA_VARIABLE
 from bench.cell.backbone import MICRO_ARCHITECTURE, MICRO_NAME
+from bench.cell.placement import images_per_pass
 from bench.cell.runner import EVAL_BATCH
 from bench.costs import Cost
 from bench.options import split_list
@@ -42,7 +45,7 @@ from methods.registry import METHODS
 from reports.text import DASH, counted
 from scripts.common import Rounds, ratios
 from scripts.markdown import table
-from scripts.perf.bare import Times, Work
+from scripts.perf.bare import Times, Work, build
 
 NO_CACHE, COLD, WARM = "no cache", "cold", "warm"
 BARE, BARE_KEPT, PLAIN = "bare loop", "bare loop, features kept", "plain passes"
@@ -106,7 +109,7 @@ def work_of(record: Record, method: Any, kept: bool) -> Work:
     cost, protocol = cost_of(record), protocol_of(record)
     passed = total(cost, "forward_images") + (0 if kept else total(cost, "cached_images"))
     stepped = min(passed, total(cost, "train_images"))
-    return Work(
+    work = Work(
         architecture=MICRO_ARCHITECTURE if protocol["backbone"] == MICRO_NAME else protocol["backbone"],
         image_size=protocol["image_size"],
         classes=len(record.class_order or ()),
@@ -120,6 +123,7 @@ def work_of(record: Record, method: Any, kept: bool) -> Work:
         evaluated=evaluated_images(record) * forward_passes(method, kept),
         through="classifier" if method.frozen_backbone else "backbone",
     )
+    return replace(work, eval_batch=images_per_pass(build(work), torch.device(work.device), EVAL_BATCH))
 
 
 def plain_work(work: Work) -> Work:
@@ -410,7 +414,7 @@ def setting(record: Record, rounds: int) -> str:
     return (
         f"{record.benchmark}, {record.tasks} tasks, {trained_images(record)} images in training, "
         f"{evaluated_images(record)} in evaluation; {protocol['backbone']}, {protocol['image_size']} px, "
-        f"{protocol['precision']}, batches of {protocol['batch_size']} and {EVAL_BATCH}, "
+        f"{protocol['precision']}, batches of {protocol['batch_size']}, "
         f"{counted(record.manifest.threads, 'thread')} on {record.manifest.device}, "
         f"commit {(record.manifest.commit or DASH)[:7]}; medians (ranges) of {rounds} rounds"
     )

@@ -28,7 +28,7 @@ KEPT = {False: ["--no-feature-cache"], True: []}
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images of each pass of an evaluation."""
+    """Images of each pass of every evaluation."""
     passed: list[int] = []
     original = Strategy.eval
 
@@ -62,6 +62,7 @@ def test_the_work_of_the_bare_loop_is_what_a_cell_passes(
         work = end_to_end.work_of(record, method, kept)
         assert work.stepped + work.passed == cost.total("forward_images")
         assert work.evaluated == sum(evaluated)
+        assert max(evaluated, default=0) <= work.eval_batch
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -198,3 +201,26 @@ def test_a_command_that_cannot_be_run_is_an_error_and_no_time() -> None:
     run = end_to_end.command(end_to_end.until_record, None)
     with pytest.raises(SystemExit, match="ended with status 2"):
         run(["--methods", "finetun"], Path("results"))
+
+
+WRITES = "import pathlib, time; p = pathlib.Path({folder!r}, 'cell'); p.mkdir(); "
+WRITES += "(p / 'record.json').touch(); time.sleep({seconds})"
+
+
+@pytest.mark.parametrize(("until", "seconds"), [("record", 3600), ("end", 0)])
+def test_the_clock_stops_at_the_record_or_at_the_end(until: str, seconds: int, tmp_path: Path) -> None:
+    """The first process is ended by its record: without that it would take an hour."""
+    script = WRITES.format(folder=str(tmp_path), seconds=seconds)
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        start = time.perf_counter()
+        assert end_to_end.UNTIL[until](process, tmp_path) > start
+    assert (tmp_path / "cell" / "record.json").exists()
+
+
+@pytest.mark.parametrize("until", end_to_end.UNTIL)
+def test_a_command_that_fails_has_no_time(until: str, tmp_path: Path) -> None:
+    with (
+        subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process,
+        pytest.raises(SystemExit, match="ended with status 3"),
+    ):
+        end_to_end.UNTIL[until](process, tmp_path)

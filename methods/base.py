@@ -169,7 +169,7 @@ class Method(Plugin, Generic[H]):
 
         To be overridden where hyper-parameters have no `lr`. A strategy may use any other optimiser.
         """
-        return torch.optim.Adam(parameters, lr=cast("Hyper", self.hyper).lr)
+        return adam(parameters, cast("Hyper", self.hyper).lr)
 
     # ---- Avalanche's callbacks ---------------------------------------------------------------
 
@@ -284,6 +284,11 @@ def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that are not frozen."""
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Adam with one kernel for all parameters: a method has dozens of small ones."""
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:

@@ -61,27 +61,24 @@ class ScoredPlug(Plug):
 
     Args:
         plug: the block's adapters and bases.
-        rows: R, of the features.
         posterior: of the gates; None if nothing is gated.
     """
 
     rotation: Tensor  # (D, D), rows S_1, ..., S_t, complement
-    sums: Tensor  # (3 t, R D), the weights of squares: numerators and denominators of scores, and least ones
+    sums: Tensor  # (3 t, D), the weights of squares: numerators and denominators of scores, and least ones
     least: Tensor  # (3 t,), what is added to them
     spread: Tensor  # (t, c), 1 where an adapter's column is open for an experience
     up: Tensor  # (c, D)
     posterior: Posterior | None
 
-    def __init__(
-        self, plug: DualPlug, rows: int, posterior: Posterior | None, context: ForwardContext
-    ) -> None:
+    def __init__(self, plug: DualPlug, posterior: Posterior | None, context: ForwardContext) -> None:
         super().__init__()
         self.index, self.feature, self.context = plug.index, plug.hyper.feature, context
         self.posterior = posterior
         rest = complement(plug.basis)
         self.register_buffer("rotation", torch.cat([plug.basis.double(), rest], 1).T.float().contiguous())
         sums, least = score_sums(plug, rest.shape[1])
-        self.register_buffer("sums", sums.repeat(1, rows).float())
+        self.register_buffer("sums", sums.float())
         self.register_buffer("least", least.float())
         rank = plug.hyper.rank
         later = torch.ones(len(plug.mean_evidence), len(plug.mean_evidence) - 1).tril(-1)
@@ -92,7 +89,7 @@ class ScoredPlug(Plug):
         """Add the block's scores to the context; the gates (B, c) of the adapters' columns, None without."""
         rows = self.read(x, q, k)
         with in_full_precision(x.device.type):
-            squares = F.linear(rows.float(), self.rotation).square().flatten(1)
+            squares = F.linear(rows.float(), self.rotation).square().sum(1)
             scaled, left, least = F.linear(squares, self.sums, self.least).chunk(3, 1)
             before = self.context.score.get(self.index - 1)
             left = torch.maximum(left, least)
@@ -103,6 +100,8 @@ class ScoredPlug(Plug):
 
     def read(self, x: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The features (B, R, D), as `duallora_modules.features` of queries that are scaled already."""
+        if self.feature == "all_tokens":
+            return x
         if self.feature == "cls_in":
             return x[:, :1]
         weights = torch.softmax(q[:, :, :1] @ k.transpose(-2, -1), -1)
@@ -191,10 +190,9 @@ def deploy(model: VisionTransformer, hyper: DualLoraHyper) -> bool:
 
 def foldable(attention: SeamAttention, hyper: DualLoraHyper) -> bool:
     """Whether there are folded passes for these options and this attention: for the defaults there are."""
-    options = hyper.targets == "v" and hyper.feature != "all_tokens"
-    formulas = hyper.gate != "relevance" and hyper.calibration != "stick"
+    options = hyper.targets == "v" and hyper.gate != "relevance" and hyper.calibration != "stick"
     norms = (attention.q_norm, attention.k_norm, getattr(attention, "norm", nn.Identity()))
-    return options and formulas and all(isinstance(norm, nn.Identity) for norm in norms)
+    return options and all(isinstance(norm, nn.Identity) for norm in norms)
 
 
 def fold_first(qkv: nn.Linear, plug: DualPlug) -> None:
@@ -207,8 +205,7 @@ def fold(
     attention: SeamAttention, plug: DualPlug, posterior: Posterior | None, context: ForwardContext
 ) -> None:
     """Make `attention` a `DeployedAttention`."""
-    rows = 1 if plug.hyper.feature == "cls_in" else attention.num_heads
-    attention.plug = ScoredPlug(plug, rows, posterior, context)
+    attention.plug = ScoredPlug(plug, posterior, context)
     attention.qkv = folded_projection(attention, plug.banks["v"].down[plug.hyper.rank :])
     attention.__class__ = DeployedAttention
 

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from methods.base import Method
+from methods.base import Method, adam
 from methods.errors import UsageError
 from methods.hyper import STRICT, Hyper, hyper
 from methods.lora import LoraPlug, LowRank, check_rank, merge
@@ -97,7 +97,7 @@ class Finetune(Method[LoraHyper]):
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam, with `lr` or `full_lr`."""
         lr = self.hyper.full_lr if self.hyper.tune == "full" else self.hyper.lr
-        return torch.optim.Adam(parameters, lr=lr)
+        return adam(parameters, lr)
 
 
 def _merge_plug(qkv: nn.Linear, plug: LoraPlug) -> None:

@@ -11,7 +11,7 @@ from avalanche.training.supervised import Naive
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from methods.base import Method, reset_optimizer, trainable
+from methods.base import Method, adam, reset_optimizer, trainable
 from methods.passes import autocast_of, clean_batches
 from tests.conftest import synthetic, tiny_vit
 
@@ -93,3 +93,17 @@ def test_a_method_starts_its_heads_as_the_protocol_says(init, zero):
     method.attach(model)
     model.head.grow([0, 1])
     assert (model.head.tasks[0].weight.abs().sum() == 0) == zero
+
+
+def test_the_optimiser_updates_all_parameters_in_one_kernel_and_keeps_that_when_it_is_refilled():
+    """As Adam's plain loop does, to rounding."""
+    values, gradients = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    ours, plain = ([nn.Parameter(v.clone()) for v in values] for _ in range(2))
+    optimizer, reference = adam(ours, lr=0.1), torch.optim.Adam(plain, lr=0.1)
+    reset_optimizer(optimizer, ours)
+    assert optimizer.param_groups[0]["fused"]
+    for parameters, each in ((ours, optimizer), (plain, reference)):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        each.step()
+    torch.testing.assert_close(ours, plain)

@@ -45,6 +45,7 @@ FOLDABLE: list[tuple[dict[str, Any], list[bool]]] = [
     ({"gate_depth": 0.5, "calibration": "none"}, [False, True]),
     ({"score": "share", "tau": 0.8}, [True, True]),
     ({"feature": "cls_in"}, [True, True]),
+    ({"feature": "all_tokens"}, [True, True]),
     ({"calibration": "none"}, [True, True]),
     ({"calibration": "hard", "certain": 0.1}, [True, True]),
     ({"beta": 0.7}, [True, True]),
@@ -68,7 +69,7 @@ def test_the_deployed_pass_by_hand(options, looks, experiences, images):
         logits, unfolded = folded(images), model(images)
     expected = ByHand(model, method.hyper).logits(images)
     torch.testing.assert_close(logits[:, seen].double(), expected[:, seen], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits, unfolded, atol=5e-6, rtol=1e-6)
+    torch.testing.assert_close(logits, unfolded, atol=1e-5, rtol=5e-6)
 
 
 @pytest.mark.parametrize("calibration", ["none", "softmax", "hard"])
@@ -83,7 +84,7 @@ def test_after_one_experience_the_deployed_model_is_the_plain_vit(calibration, i
 
 @pytest.mark.parametrize(
     "options",
-    [{"gate": "relevance"}, {"calibration": "stick"}, {"feature": "all_tokens"}, {"targets": "kv"}],
+    [{"gate": "relevance"}, {"calibration": "stick"}, {"targets": "kv"}],
     ids=str,
 )
 def test_a_model_with_other_formulas_keeps_its_adapters(options, images):
@@ -148,9 +149,9 @@ def operations(model: VisionTransformer, images: Tensor) -> int:
 
 
 def test_a_scored_block_adds_few_operations(images):
-    """Thirteen of its own, where a block of the trained model adds more than twice as many."""
+    """Fourteen of its own, where a block of the trained model adds more than twice as many."""
     method, model = restored(learnt_with(**LEARNT).states[-1], **LEARNT)
     plain = operations(lively_vit(), images[:1])
     outside = 7  # the posterior's term of the logits
-    assert operations(deployed(method, model), images[:1]) <= plain + 13 * BLOCKS + outside
+    assert operations(deployed(method, model), images[:1]) <= plain + 14 * BLOCKS + outside
     assert operations(model, images[:1]) > plain + 26 * BLOCKS

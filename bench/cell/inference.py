@@ -35,7 +35,7 @@ CALLS = (5, 2)
 #: At most so many rounds, by scale.
 ROUNDS = {"smoke": 2, "quick": 40, "full": 40}
 #: All rounds of a session take at most this share of what its cells took to train and evaluate,
-SHARE = 0.1
+SHARE = 0.05
 #: and at least so many seconds for each batch size.
 LEAST_SECONDS = 5.0
 

@@ -233,4 +233,4 @@ def test_the_time_for_timing_follows_from_what_the_cells_took(inputs: Inputs) ->
     took = sum(cost["train_seconds"] + cost["eval_seconds"] for cost in costs)
     assert trained_seconds([planned.cell, planned.cell], inputs.paths) == pytest.approx(2 * took)
     assert timing_seconds(took) == LEAST_SECONDS
-    assert timing_seconds(1000.0) == 50.0  # a tenth, for two batch sizes
+    assert timing_seconds(1000.0) == 25.0  # a twentieth, for two batch sizes

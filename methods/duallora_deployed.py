@@ -225,7 +225,8 @@ def folded_projection(attention: SeamAttention, down: Tensor) -> nn.Linear:
     qkv = attention.qkv
     scale = qkv.weight.new_ones(qkv.out_features)
     scale[: len(scale) // 3] = attention.head_dim**-0.5
-    folded = nn.Linear(qkv.in_features, len(scale) + len(down), bias=qkv.bias is not None)
+    # On no device, because to initialise it would take random numbers from the training that goes on.
+    folded = nn.Linear(qkv.in_features, len(scale) + len(down), bias=qkv.bias is not None, device="meta")
     folded.weight = nn.Parameter(torch.cat([qkv.weight * scale[:, None], down]), requires_grad=False)
     if qkv.bias is not None:
         folded.bias = nn.Parameter(F.pad(qkv.bias * scale, (0, len(down))), requires_grad=False)

@@ -290,9 +290,13 @@ def _sizes(run: CellRun) -> dict[str, int]:
 
 
 def deployed_copy(strategy: Strategy, method: Any) -> Any:
-    """A copy of the model in eval mode, with merged adapters, as it would be deployed."""
+    """A copy of the model in eval mode, with merged adapters, as it would be deployed.
+
+    Random numbers that merging may draw are not those of the training, which goes on afterwards.
+    """
     model = copy.deepcopy(strategy.model).eval()
-    method.merge(model)
+    with torch.random.fork_rng(devices=[strategy.device] if strategy.device.type == "cuda" else []):
+        method.merge(model)
     return model
 
 

@@ -158,6 +158,14 @@ def test_merging_changes_no_logit_and_leaves_what_was_trained_alone(name, traine
     assert not merged or all(plug is None or plug.idle for plug in plugs)
 
 
+def test_merging_draws_no_random_number(name, trained):
+    """A copy is merged after every experience, to measure it; the training that goes on is to be the same."""
+    run = trained(name)
+    deployed, before = copy.deepcopy(run.model), torch.get_rng_state()
+    run.method.merge(deployed)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_state_that_does_not_fit_is_refused(name, trained):
     state = {**trained(name).method.state(), "stranger": torch.zeros(1)}
     with pytest.raises(UsageError, match="does not fit"):

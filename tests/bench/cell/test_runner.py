@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,10 +19,11 @@ from bench.cell.inference import deployed_model
 from bench.cell.measurements import Measurements, results_of
 from bench.cell.outcome import CellResult
 from bench.cell.progress import ignore
-from bench.cell.runner import build_run, eval_batch, plain_vit, predictions_of, run_cell
+from bench.cell.runner import build_run, deployed_copy, eval_batch, plain_vit, predictions_of, run_cell
 from bench.predictions import Predictions
 from bench.record import Diagnostic, Record
 from methods.dualprompt import DualPrompt
+from methods.finetune import Finetune
 from methods.joint import Joint
 from methods.ncm import Ncm
 from tests.bench.cell.conftest import CONTEXT, plan_cell
@@ -220,6 +222,18 @@ def _tasks(strategy: Any) -> set[int]:
 def test_evaluation_batches_have_whole_groups(size: int | None, batch: int) -> None:
     method = DualPrompt() if size is None else DualPrompt(selection="batch", vote_size=size)
     assert eval_batch(method, 128) == batch
+
+
+def test_measuring_what_is_deployed_leaves_the_random_numbers_of_the_training_alone() -> None:
+    class Drawing(Finetune):
+        def merge(self, model: Any) -> bool:
+            torch.rand(3)
+            return False
+
+    strategy = SimpleNamespace(model=torch.nn.Linear(2, 2), device=torch.device("cpu"))
+    before = torch.get_rng_state()
+    deployed_copy(strategy, Drawing())  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ---- predictions -------------------------------------------------------------------------------------

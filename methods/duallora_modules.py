@@ -398,7 +398,7 @@ def relevance(rows: Tensor, basis: Tensor, basis_owner: Tensor) -> Tensor:
         basis_owner: (m, t), 1 where a column belongs to an experience, else 0.
     """
     with in_full_precision(rows.device.type):  # the shapes differ by block: no kernel is compiled for each
-        rows = rows.float()
-        held = (rows @ basis).square().sum(1) @ basis_owner
-        share: Tensor = held / rows.square().sum((1, 2)).clamp_min(TINY)[:, None]
+        rows = rows.to(basis.dtype)
+        held = (rows @ basis).float().square().sum(1) @ basis_owner
+        share: Tensor = held / rows.float().square().sum((1, 2)).clamp_min(TINY)[:, None]
     return share

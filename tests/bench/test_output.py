@@ -11,7 +11,7 @@ import pytest
 
 from bench.cli import main
 from bench.output import SPELL_OUT, print_any_sign
-from tests.bench.in_process import executors
+from tests.bench.in_process import executors, run_here
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "cp437"]
 GRID = ("run", "--methods", "ncm,linear-probe", "--weights", "random", "--scale", "smoke", "--seeds", "0")
@@ -35,7 +35,7 @@ def printed(tmp_path, monkeypatch):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", stream)
         try:
-            status = main(arguments, executors())
+            status = main(arguments, executors(), start=lambda: run_here)
         except SystemExit as ended:  # argparse's --help
             status = int(ended.code or 0)
         stream.flush()

@@ -29,7 +29,7 @@ TASKS = 3
 #: Four epochs: an experience of `finetune` takes about a second, so that there is time to do something to it.
 TINY = (
     *("--scale", "smoke", "--seeds", "0", "--tasks", str(TASKS), "--weights", "random", "--threads", "1"),
-    *("--set", "protocol.epochs=4"),
+    *("--set", "protocol.epochs=4", "--executor", "serial"),  # so that a test knows which cell it disturbs
 )
 #: What a worker writes into /proc/PID/oom_score_adj; its process is recognised by it.
 OF_WORKER = "500"

@@ -36,7 +36,7 @@ def class_of(name: str) -> ExecutorClass:
 
 
 def test_the_executors_of_this_project_are_registered_with_a_summary() -> None:
-    assert set(EXECUTORS) >= {"serial", "processes", "ray"}
+    assert set(EXECUTORS) >= {"auto", "serial", "processes", "ray"}
     assert all(entry.summary.startswith("Cells on ") for entry in EXECUTORS.values())
 
 
@@ -94,9 +94,9 @@ def test_processes_give_the_records_that_serial_gives(
     [
         (
             "proceses",
-            r"unknown executor 'proceses'; did you mean 'processes'\? Legal: processes, ray, serial",
+            r"unknown executor 'proceses'; did you mean 'processes'\? Legal: auto, processes, ray, serial",
         ),
-        ("slurm", r"unknown executor 'slurm'\. Legal: processes, ray, serial"),
+        ("slurm", r"unknown executor 'slurm'\. Legal: auto, processes, ray, serial"),
     ],
 )
 def test_an_unknown_name_is_answered_by_the_nearest_and_all_legal_ones(name: str, words: str) -> None:

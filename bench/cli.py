@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from bench.benchmarks import BENCHMARKS
 from bench.grid.executors import EXECUTORS
-from bench.grid.executors.worker_process import RunFunction, start_server
+from bench.grid.executors.worker_process import DiedError, RunFunction, start_server
 from bench.grid.stopping import interrupt_on_signals
 from bench.listing import as_json, as_text, listing
 from bench.options import parse_assignment, split_list
@@ -69,7 +69,7 @@ def main(
     except KeyboardInterrupt:
         print("stopped; files on disk are unchanged", file=sys.stderr)
         return SOME_FAILED
-    except StorageError as error:
+    except (StorageError, DiedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
     except BrokenPipeError:

@@ -124,11 +124,11 @@ def train_and_evaluate(
 ) -> tuple[CellRun, Measurements]:
     """Learn the tasks that the last checkpoint does not have, and evaluate after each of them."""
     split, arrays, folder = inputs.split(cell), _planned_images(cell, inputs), inputs.paths.results / cell.id
-    kept = keep_features(cell, inputs, observe)
     device = torch.device(cell.device)
     train_x, test_x = (_placed(images, device) for images in (arrays.train_x, arrays.test_x))
     memory = PeakMemoryTracker(device)  # after the images, which are no memory of the method's
     with _explaining_memory(cell, memory):
+        kept = keep_features(cell, inputs, observe)  # what it leaves behind is used again, and no baseline
         run = build_run(cell, inputs, observe, kept)
         new = Measurements(
             started,

@@ -153,7 +153,8 @@ def start_server() -> RunFunction:
     """Start the server that workers are forked from, so that it imports while this process goes on."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         _context("cpu")
-        with signals_blocked():  # it may not end by a signal meant for this process
+        resource_tracker.ensure_running()  # started inside the block, it would let signals through
+        with signals_blocked():  # the server may not end by a signal meant for this process
             forkserver.ensure_running()
     return run_in_process
 
@@ -197,7 +198,10 @@ def run_in_process(
         KeyboardInterrupt: if a stop was requested, once the function has ended.
         Exception: any error of the function.
     """
-    worker = start(function, *arguments, resources=resources)
+    try:
+        worker = start(function, *arguments, resources=resources)
+    except EOFError:  # the server of the processes was killed
+        raise DiedError("its process could not be started: the server of the processes has ended") from None
     result = None
     while result is None:
         wait([worker.connection], POLL)

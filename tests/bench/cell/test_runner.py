@@ -224,6 +224,18 @@ def test_evaluation_batches_have_whole_groups(size: int | None, batch: int) -> N
     assert eval_batch(method, 128) == batch
 
 
+def test_the_baseline_of_memory_is_read_before_features_are_computed(
+    run: Callable[..., CellResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What computing them leaves behind is used again in training: it would be missing from its peak."""
+    order: list[str] = []
+    tracker, keep = runner.PeakMemoryTracker, runner.keep_features
+    monkeypatch.setattr(runner, "PeakMemoryTracker", lambda *a: order.append("baseline") or tracker(*a))
+    monkeypatch.setattr(runner, "keep_features", lambda *a: order.append("features") or keep(*a))
+    assert run("ncm").record.done
+    assert order == ["baseline", "features"]
+
+
 def test_measuring_what_is_deployed_leaves_the_random_numbers_of_the_training_alone() -> None:
     class Drawing(Finetune):
         def merge(self, model: Any) -> bool:

@@ -115,6 +115,45 @@ def test_the_server_that_was_started_early_is_what_workers_are_forked_from() -> 
     assert out.split() == ["True", "True"]
 
 
+IMPORTING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
+from bench.cell.progress import ignore
+from bench.grid.executors import worker_process
+from bench.grid.executors.worker_process import Resources, start_server
+from bench.grid.stopping import stop_on_signals
+from tests.bench.grid.executors.test_worker_process import parent_of
+sys.path.insert(0, sys.argv[1])
+worker_process.PRELOADED[:] = ["slow"]
+with stop_on_signals() as stop:
+    run = start_server()
+    print("started", flush=True)
+    try:
+        run(parent_of, resources=Resources("cpu"), observe=ignore, stop=stop)
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_server_imports_stops_the_command_without_a_traceback(
+    number: int, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(2)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    os.killpg(process.pid, number)
+    out, err = process.communicate()
+    assert (out, err, process.returncode) == ("stopped\n", "", 0)
+
+
 def test_a_process_that_is_killed_is_reported_with_its_signal() -> None:
     with pytest.raises(DiedError, match="ended by SIGKILL"):
         run_in_process(vanish, signal.SIGKILL, resources=Resources("cpu"), observe=ignore, stop=Stop())

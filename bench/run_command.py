@@ -18,7 +18,7 @@ from bench.grid.display import display
 from bench.grid.estimate import in_words, schedule
 from bench.grid.executors import ExecutorClass
 from bench.grid.executors.worker_process import Resources, RunFunction
-from bench.grid.grid_plan import GridPlan, check_grid_images, plan_grid
+from bench.grid.grid_plan import GridPlan, check_images, plan_grid
 from bench.grid.plan import PlannedCell
 from bench.grid.scheduler import ExistingRecord, Scheduler, StoppedError, existing_records
 from bench.grid.stopping import stop_on_signals
@@ -54,7 +54,7 @@ def run_grid(
     if options.dry_run:
         return _show_plan(console, grid)
     _announce(console, grid)
-    _prepare(run, console, check_grid_images, grid.todo, paths)
+    _prepare(run, console, check_images, grid.todo, paths)
     _make_results(settings.results)
     completed = _run_and_measure(console, settings, executor, paths, grid, command, run)
     return _summarise(console, settings.results, grid.planned) if completed else SOME_FAILED

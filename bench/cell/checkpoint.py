@@ -121,10 +121,21 @@ def load(path: Path) -> Checkpoint:
 
 def _content(path: Path) -> Checkpoint:
     with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Checkpoint(tensors, read_notes(path))
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes of a checkpoint that was verified already; its tensors are not read.
+
+    Raises:
+        SafetensorError, KeyError, TypeError, ValueError: if it is not a checkpoint.
+    """
+    with safe_open(path, framework="np") as file:
         notes = json.loads(file.metadata()[NOTES])
-        if not isinstance(notes, dict):
-            raise TypeError("the notes are not an object")
-        return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
+    if not isinstance(notes, dict):
+        raise TypeError("the notes are not an object")
+    return notes
 
 
 def list_checkpoints(cell: Path) -> dict[int, Path]:

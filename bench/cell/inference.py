@@ -88,9 +88,9 @@ def timing_seconds(trained: float) -> float:
 
 
 def trained_seconds(cells: Sequence[Cell], paths: Paths) -> float:
-    """Seconds that the training and the evaluation of the cells took, by their last checkpoints."""
+    """Seconds that the training and the evaluation of the cells took, by their last checkpoints, verified."""
     lasts = (_checkpoints(cell, paths) for cell in cells)
-    notes = (checkpoint.load(each[max(each)]).notes["measurements"] for each in lasts)
+    notes = (checkpoint.read_notes(each[max(each)])["measurements"] for each in lasts)
     costs = (cost for each in notes for cost in from_notes(each).costs)
     return sum((cost.train_seconds or 0.0) + (cost.eval_seconds or 0.0) for cost in costs)
 

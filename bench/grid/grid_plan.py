@@ -14,7 +14,6 @@ from bench.grid.plan import (
     cells_to_run,
     changed_data,
     check_backbones,
-    check_images,
     notes_on_data,
     notes_on_tasks,
     plan,
@@ -73,10 +72,12 @@ def plan_grid(
     return GridPlan(planned, existing, todo, seconds, notices, device, parallelism)
 
 
-def check_grid_images(todo: Sequence[PlannedCell], paths: Paths, observe: Observer) -> None:
+def check_images(todo: Sequence[PlannedCell], paths: Paths, observe: Observer) -> None:
     """Decode the images of all cells, so that a broken image is reported before training starts.
 
     Raises:
         UsageError: naming every image that cannot be decoded.
     """
-    check_images(todo, Inputs(paths))
+    inputs = Inputs(paths)
+    for cell in dict.fromkeys(item.cell.without_method() for item in todo if item.missing is None):
+        inputs.images(cell)

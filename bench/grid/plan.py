@@ -240,16 +240,6 @@ def check_backbones(planned: Sequence[PlannedCell], inputs: Inputs) -> None:
     check_cells([item.cell for item in planned if item.missing is None], inputs.build_backbone)
 
 
-def check_images(planned: Sequence[PlannedCell], inputs: Inputs) -> None:
-    """Decode the images of all cells, so that a broken image is reported before training starts.
-
-    Raises:
-        UsageError: naming every image that cannot be decoded.
-    """
-    for cell in dict.fromkeys(item.cell.without_method() for item in planned if item.missing is None):
-        inputs.images(cell)
-
-
 def cells_to_run(
     planned: Sequence[PlannedCell], statuses: Mapping[str, str], rerun: str
 ) -> Iterator[PlannedCell]:

@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -153,10 +153,17 @@ def start_server() -> RunFunction:
     """Start the server that workers are forked from, so that it imports while this process goes on."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         _context("cpu")
-        resource_tracker.ensure_running()  # started inside the block, it would let signals through
-        with signals_blocked():  # the server may not end by a signal meant for this process
+        with _signals_kept_off():
             forkserver.ensure_running()
     return run_in_process
+
+
+@contextmanager
+def _signals_kept_off() -> Iterator[None]:
+    """Neither the server nor its forks, started within the block, end by a signal meant for this process."""
+    resource_tracker.ensure_running()  # started inside the block, it would let signals through
+    with signals_blocked():
+        yield
 
 
 def start_worker(
@@ -171,8 +178,7 @@ def start_worker(
     context = _context(resources.device)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, resources, function, arguments), daemon=False)
-    resource_tracker.ensure_running()  # started inside the block, it would let signals through
-    with signals_blocked():  # neither the server nor its forks may end by a signal meant for the parent
+    with _signals_kept_off():
         process.start()
     sender.close()
     return Worker(process, receiver, seconds)

@@ -3,6 +3,8 @@
 The papers call several different quantities "average accuracy" and "forgetting". Here each has a name
 of its own, and the report prints the formula beside the number. In the formulas T is the number of
 tasks and a[i,j] the accuracy on task j's test images after learning task i, both counted from 1.
+In a domain-incremental stream a task is a domain. If all tasks share one test set, the matrix has a single
+column, and what compares tasks with each other is undefined.
 A metric that is undefined, or that needs an evaluation which was not done, is None and never NaN.
 """
 
@@ -38,7 +40,7 @@ class Metric:
 
 
 def accuracy_matrix(correct: Correct, counts: Counts) -> Matrix:
-    """`a[i][j] = correct[i][j] / counts[j]`, T x T fractions, None where not evaluated.
+    """`a[i][j] = correct[i][j] / counts[j]`, fractions, T x T or T x 1, None where not evaluated.
 
     Raises:
         ValueError: if a task has no test images, or the shapes disagree.
@@ -49,6 +51,11 @@ def accuracy_matrix(correct: Correct, counts: Counts) -> Matrix:
         [None if hits is None else hits / count for hits, count in zip(row, counts, strict=True)]
         for row in correct
     ]
+
+
+def _by_task(correct: Correct, counts: Counts) -> Matrix:
+    """The accuracy matrix where it has a column for each task, else an empty one."""
+    return accuracy_matrix(correct, counts) if len(counts) == len(correct) else []
 
 
 def incremental_accuracies(correct: Correct, counts: Counts) -> list[float | None]:
@@ -85,7 +92,7 @@ def forgetting(correct: Correct, counts: Counts) -> float | None:
 
 def forgetting_by_task(correct: Correct, counts: Counts) -> list[float | None]:
     """What `forgetting` is the mean of: a fraction for each task but the last."""
-    matrix = accuracy_matrix(correct, counts)
+    matrix = _by_task(correct, counts)
     last = len(matrix) - 1
     return [_difference(_best(matrix[i][j] for i in range(j, last)), matrix[last][j]) for j in range(last)]
 
@@ -95,7 +102,7 @@ def backward_transfer(correct: Correct, counts: Counts) -> float | None:
 
     Avalanche's StreamForgetting is this with the sign reversed. Undefined for T = 1.
     """
-    matrix = accuracy_matrix(correct, counts)
+    matrix = _by_task(correct, counts)
     last = len(matrix) - 1
     return _mean(_difference(matrix[last][j], matrix[j][j]) for j in range(last))
 
@@ -105,7 +112,7 @@ def forgetting_coda(correct: Correct, counts: Counts) -> float | None:
 
     Undefined for T = 1.
     """
-    matrix = accuracy_matrix(correct, counts)
+    matrix = _by_task(correct, counts)
     return _mean(
         _mean(_difference(matrix[i - 1][j], matrix[i][j]) for j in range(i)) for i in range(1, len(matrix))
     )
@@ -113,12 +120,22 @@ def forgetting_coda(correct: Correct, counts: Counts) -> float | None:
 
 def learning_accuracy(correct: Correct, counts: Counts) -> float | None:
     """Mean accuracy on each task right after learning it (Riemer et al., 2019: plasticity)."""
-    matrix = accuracy_matrix(correct, counts)
+    matrix = _by_task(correct, counts)
     return _mean(matrix[j][j] for j in range(len(matrix)))
 
 
+def unseen_accuracy(correct: Correct, counts: Counts) -> float | None:
+    """Mean accuracy on tasks that are not learnt yet: what was learnt carries over to new domains.
+
+    The forward transfer of Lopez-Paz and Ranzato (2017) is this over the next task only, less the accuracy
+    of an untrained model. None where such tasks are not evaluated, as in a class-incremental stream.
+    """
+    matrix = _by_task(correct, counts)
+    return _mean(_mean(row[i + 1 :]) for i, row in enumerate(matrix[:-1]))
+
+
 def compute_all(correct: Correct, counts: Counts) -> dict[str, float | None]:
-    """Every metric of the registry, by name. `correct` is T x T, `counts` has T entries."""
+    """Every metric of the registry, by name. `correct` is T x T, or T x 1 with one test set for all tasks."""
     return {metric.name: metric.compute(correct, counts) for metric in METRICS}
 
 
@@ -202,5 +219,14 @@ METRICS: tuple[Metric, ...] = (
         "higher",
         "Riemer et al., 2019",
         learning_accuracy,
+    ),
+    Metric(
+        "unseen_accuracy",
+        "accuracy on domains not learnt yet",
+        "1/(T-1) Σ_{i<T} 1/(T-i) Σ_{j>i} a[i,j]",
+        "fraction",
+        "higher",
+        "after Lopez-Paz and Ranzato, 2017 (forward transfer)",
+        unseen_accuracy,
     ),
 )

@@ -18,6 +18,14 @@ ADDED: Mapping[str, Any] = {
     "test_batches": "mixed",
 }
 
+#: As `ADDED`, for the fields of a cell.
+ADDED_TO_CELLS: Mapping[str, Any] = {"scenario": "class-incremental", "domains": None}
+
+
+def without_defaults(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that `defaults` does not have with the same value."""
+    return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
 
 class FrozenModel(BaseModel):
     """An immutable pydantic model without undeclared fields, NaN or infinity; defaults are validated, too."""

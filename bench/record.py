@@ -33,6 +33,7 @@ from bench.costs import Cost, Latency, UtcTime
 from bench.metrics import Matrix, accuracy_matrix, compute_all
 from bench.model import FrozenModel
 from bench.predictions import PredictionsFile
+from bench.spec import Scenario
 from bench.storage import write_atomic
 from methods.errors import UsageError, describe_validation, one_line, quote
 from methods.hyper import unfit
@@ -158,7 +159,8 @@ class Record(FrozenModel):
         class_order: the data set's class numbers in the order learnt.
         class_names: the names of these classes, in the same order; null in a cell without results, and in
             older records.
-        correct, counts: see `bench.metrics`.
+        correct, counts: see `bench.metrics`; with numbers above the diagonal in a domain-incremental stream
+            only, whose classes are all known from the first task on.
         cost: see `bench.costs`, also for how to store another cost of each experience.
         predictions: the file with the predicted class of every test image; null in records of older schemas.
         diagnostics: the method's own findings by name; null where it has none.
@@ -176,7 +178,7 @@ class Record(FrozenModel):
     benchmark: str = Field(min_length=1)
     seed: int = Field(ge=0)
     tasks: int = Field(ge=1)
-    scenario: Literal["class-incremental"] = "class-incremental"
+    scenario: Scenario = "class-incremental"
     config: dict[str, JsonValue]
     class_order: list[int] | None = None
     class_names: list[str] | None = None
@@ -215,6 +217,12 @@ class Record(FrozenModel):
         if problem := unfit(config):
             raise ValueError(problem)
         return config
+
+    @property
+    def domains(self) -> list[str] | None:
+        """The names of the domains in the order learnt; None in a class-incremental stream."""
+        domains = self.config.get("domains")
+        return [str(name) for name in domains] if isinstance(domains, list) else None
 
     @property
     def done(self) -> bool:
@@ -277,20 +285,32 @@ class Record(FrozenModel):
     def _counts_make_sense(self) -> Record:
         if self.correct is not None and self.counts is not None:
             _check_counts(self.correct, self.counts, self.tasks)
+            if self.scenario == "class-incremental":
+                _check_nothing_unseen(self.correct, self.tasks)
         return self
 
 
 def _check_counts(correct: list[list[int | None]], counts: list[int], tasks: int) -> None:
-    if len(counts) != tasks or len(correct) != tasks or any(len(row) != tasks for row in correct):
-        raise ValueError(f"counts must have {tasks} entries and correct {tasks} rows of {tasks}")
+    """A column for each task or, where one test set is that of all tasks, a single one."""
+    columns = len(counts)
+    if columns not in (1, tasks) or len(correct) != tasks or any(len(row) != columns for row in correct):
+        raise ValueError(
+            f"counts must have {tasks} entries (or 1, of a test set for all tasks), and correct {tasks} rows of "
+            "as many"
+        )
     if min(counts) < 1:
         raise ValueError("counts: every task needs at least one test image")
-    if any(value is not None for i, row in enumerate(correct) for value in row[i + 1 :]):
-        raise ValueError("correct has a number above the diagonal: a task evaluated before it was learnt")
     for row in correct:
         for hits, count in zip(row, counts, strict=True):
             if hits is not None and not 0 <= hits <= count:
                 raise ValueError(f"correct has {hits} of {count} test images")
+
+
+def _check_nothing_unseen(correct: list[list[int | None]], tasks: int) -> None:
+    if any(len(row) != tasks for row in correct):
+        raise ValueError(f"in a class-incremental stream correct has {tasks} entries in each row")
+    if any(value is not None for i, row in enumerate(correct) for value in row[i + 1 :]):
+        raise ValueError("correct has a number above the diagonal: a task evaluated before it was learnt")
 
 
 def derived(record: Record) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
-from bench.model import ADDED, FrozenModel
+from bench.model import ADDED, ADDED_TO_CELLS, FrozenModel, without_defaults
 from bench.options import TypedText, as_typed, loads, parse_options, read_options
 from bench.textfile import read_text
 from methods.errors import UsageError, describe_validation, one_line, quote, unknown
@@ -27,6 +27,8 @@ from methods.hyper import check_fit
 
 ScaleName = Literal["smoke", "quick", "full"]
 EvalOn = Literal["test", "validation"]
+#: What a task brings: new classes, or the same classes in a new domain.
+Scenario = Literal["class-incremental", "domain-incremental"]
 Device = Literal["cpu", "cuda"]
 Rerun = Literal["missing", "failed", "all"]
 #: Options of a benchmark or method as a hashable key.
@@ -76,7 +78,7 @@ class Protocol(FrozenModel):
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = serialise(self)
-        return {k: v for k, v in content.items() if k not in ADDED or v != ADDED[k]}
+        return without_defaults(content, ADDED)
 
 
 #: What the code of CODA-Prompt and InfLoRA does, where it differs from the common protocol; each field's
@@ -139,6 +141,11 @@ class Settings(FrozenModel):
     tasks: int | None = Field(
         None, ge=1, le=MAX_COUNT, description="number of tasks (default: the benchmark's own)"
     )
+    scenario: Scenario | None = Field(
+        None,
+        description="class-incremental | domain-incremental: whether a task has new classes, or the same "
+        "classes in a new domain (default: the benchmark's own)",
+    )
     scale: ScaleName = Field("full", description="smoke | quick | full (default: full, the papers' setting)")
     protocol: Literal["common", "paper"] = Field(
         "common",
@@ -156,7 +163,8 @@ class Settings(FrozenModel):
     class_order: str | None = Field(
         None,
         description="seeded: the data set's own order for seed 0, else shuffled (default) | identity: its "
-        "own order for every seed | FILE: as seeded, but its lines, one class name each, are the own order",
+        "own order for every seed | FILE: as seeded, but its lines, one class name each, are the own order; in "
+        "a domain-incremental stream the order of the domains",
     )
     data_root: Path | None = Field(None, description="folder that is searched first for data and weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda (default: auto)")
@@ -245,6 +253,15 @@ class Cell(FrozenModel):
     places: tuple[str, ...] = Field(
         (), description="the options of the benchmark that say where its files are, not what they are"
     )
+    scenario: Scenario = "class-incremental"
+    domains: tuple[str, ...] | None = Field(
+        None, description="in the order learnt; null in a class-incremental stream and in a skipped cell"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialise(self)
+        return without_defaults(content, ADDED_TO_CELLS)
 
     @property
     def id(self) -> str:
@@ -275,7 +292,7 @@ class Cell(FrozenModel):
         """This cell as it is recorded while its data or weights are missing."""
         return self.model_copy(
             update=dict.fromkeys(
-                ("split_sha256", "data_sha256", "backbone_sha256", "task_sizes", "class_order")
+                ("split_sha256", "data_sha256", "backbone_sha256", "task_sizes", "class_order", "domains")
             )
         )
 

@@ -1,8 +1,8 @@
 """The base class of all methods: how a plugin adapts the ViT, the optimiser and the loss.
 
 A method is a complete Avalanche plugin. At the first experience it freezes the model, opens the seams of
-its attention and replaces the classifier (`attach`). At every experience it adds a head for the new classes
-and its own parts (`start_experience`), fills the optimiser with exactly the trainable parameters, without
+its attention and replaces the classifier (`attach`). At every experience it adds a head for new classes, if
+there are any, and its own parts (`start_experience`), fills the optimiser with exactly the trainable parameters, without
 state from earlier experiences, and restricts the loss to the current classes. Afterwards `model(x)` in eval
 mode is the whole inference: over all classes seen, without a task id.
 
@@ -99,7 +99,8 @@ class Method(Plugin, Generic[H]):
     def frozen_after(self, task: int) -> Iterable[str]:
         """Names, in the model's state, of tensors that never change after experience `task` (from 0).
 
-        The parameters among them are frozen at its end, and when a state is restored.
+        The parameters among them are frozen at its end, and when a state is restored. The head of classes
+        that come again is an exception: it is trained again then (`ClassHead.grow`).
         """
         return (f"head.tasks.{task}.weight", f"head.tasks.{task}.bias")
 
@@ -213,7 +214,7 @@ class Method(Plugin, Generic[H]):
         self.model = model
 
     def start_experience(self, model: VisionTransformer, classes: Sequence[int]) -> None:
-        """Add the head for the class ids `classes` and the method's own parts for the experience."""
+        """Prepare the classifier for the class ids `classes`, and add the method's own parts."""
         model.head.grow(classes)
         self.grow(model, classes)
 

@@ -62,7 +62,7 @@ from methods.inflora import InfLora
 from methods.lora import SubspaceLora, check_rank
 from methods.passes import clean_batches, feature_pass
 from methods.registry import register
-from methods.strategy import ExperienceLike, StrategyLike
+from methods.strategy import ExperienceLike, StrategyLike, true_experience
 from methods.subspace import Energy, Moment, energy_matrix, new_directions
 from methods.vit import open_seams
 
@@ -348,23 +348,26 @@ class DualLora(SubspaceLora[DualLoraHyper]):
     def after_eval_forward(self, strategy: StrategyLike, **kwargs: object) -> None:
         if self.context.learning:
             return
-        head = strategy.model.head
-        truth = head.experience_of[strategy.mb_y][:, None]
+        head, truth = strategy.model.head, true_experience(strategy)
+        learnt = (truth >= 0) & (truth < len(head.tasks))
         if self.context.gates:
-            self._evaluate_gates(truth)
+            self._evaluate_gates(truth[:, None], learnt)
         if head.posterior is not None:
-            self.evaluated["task_identity_accuracy"].append((head.posterior.argmax(1) == truth[:, 0]).float())
-            self.evaluated["task_confidence"].append(identity.confidence(head.posterior))
+            posterior = head.posterior[learnt]
+            self.evaluated["task_identity_accuracy"].append((posterior.argmax(1) == truth[learnt]).float())
+            self.evaluated["task_confidence"].append(identity.confidence(posterior))
 
-    def _evaluate_gates(self, truth: Tensor) -> None:
-        """Add the gates of a batch, whose images belong to the experiences `truth` (B, 1)."""
+    def _evaluate_gates(self, truth: Tensor, learnt: Tensor) -> None:
+        """Add the gates of a batch, whose images belong to the experiences `truth` (B, 1); of those that are
+        `learnt` (B,) only.
+        """
         always_open = torch.ones_like(next(iter(self.context.gates.values())))
         gates = torch.stack(
             [self.context.gates.get(plug.index, always_open) for plug in self.plugs]
         )  # (L, B, t)
         experiences = torch.arange(gates.shape[2], device=truth.device)
         for name, compare in GATES.items():
-            self.evaluated[name].append(gates[:, compare(experiences, truth)])
+            self.evaluated[name].append(gates[:, compare(experiences, truth) & learnt[:, None]])
 
     def diagnostics(self) -> dict[str, DiagnosticValue]:
         values = {name: torch.cat(batches, -1) for name, batches in self.evaluated.items()}

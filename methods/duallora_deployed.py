@@ -145,9 +145,9 @@ class DeployedHead(nn.Module):
     def __init__(self, head: CalibratedHead, posterior: Posterior | None, context: ForwardContext) -> None:
         super().__init__()
         self.hyper, self.posterior, self.context = head.hyper, posterior, context
-        tasks = cast(list[nn.Linear], list(head.tasks))
-        shape, like = (head.width, head.features), tasks[0].weight
-        rows, bias = torch.cat([task.weight for task in tasks]), torch.cat([task.bias for task in tasks])
+        heads = head.heads
+        shape, like = (head.width, head.features), heads[0].weight
+        rows, bias = torch.cat([each.weight for each in heads]), torch.cat([each.bias for each in heads])
         columns = head.columns
         self.register_buffer("weight", like.new_zeros(shape).index_copy(0, columns, rows))
         self.register_buffer("bias", like.new_full(shape[:1], -torch.inf).index_copy(0, columns, bias))
@@ -175,7 +175,7 @@ def deploy(model: VisionTransformer, hyper: DualLoraHyper) -> bool:
         return True
     if not all(foldable(attention, hyper) for attention in attentions):
         return False
-    context, several = ForwardContext(), len(model.head.tasks) > 1
+    context, several = ForwardContext(), len(model.head.heads) > 1
     for attention, plug in zip(attentions, plugs, strict=True):
         fold_first(attention.qkv, plug)
     gated = [plug.index for plug in plugs if len(plug.banks["v"].down) > hyper.rank]

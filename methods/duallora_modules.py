@@ -347,6 +347,8 @@ class DualPlug(Plug):
 class CalibratedHead(ClassHead):
     """Adds, outside training, the log posterior of a class's experience to its logit.
 
+    Where all experiences share their classes, the term would be the same for all classes, and is left out.
+
     Attributes:
         posterior: (B, t), of the last pass that was calibrated.
     """
@@ -371,6 +373,8 @@ class CalibratedHead(ClassHead):
         hyper = self.hyper
         s = self.context.mean_score(self.first_scored, max(self.context.score))
         self.posterior = identity.posterior(s, hyper.calibration, hyper.tau, hyper.theta)
+        if len(self.heads) == 1:
+            return logits
         weights = identity.log_weights(self.posterior, hyper.calibration, hyper.beta, hyper.certain)
         return logits + weights[:, self.experience_of]
 

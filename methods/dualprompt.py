@@ -193,7 +193,8 @@ class DualPrompt(PoolMethod[DualPromptHyper]):
         return (*super().frozen_after(task), f"prompts.experts.{task}", f"prompts.keys.{task}")
 
     def diagnostics(self) -> dict[str, DiagnosticValue]:
-        if not self.evaluated:
+        experience, weights = self.of_learnt()
+        if not len(experience):
             return super().diagnostics()
-        own = torch.cat([weights.gather(1, e[:, None]) for e, weights in self.evaluated])
+        own = weights.gather(1, experience[:, None])
         return super().diagnostics() | {"task_identity_accuracy": own.mean().item()}

@@ -1,4 +1,8 @@
-"""The classifier of class-incremental learning: one linear head per experience."""
+"""The classifier: a linear head for the new classes of each experience.
+
+In a domain-incremental stream the classes come again in every experience, and the head of the first one is
+shared by all.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ HeadInit = Literal["zero", "default"]
 
 
 class ClassHead(nn.Module):
-    """A linear head for each experience; a class id is the class's column in the logits.
+    """A linear head for each experience with new classes; a class id is the class's column in the logits.
 
     With a separate head per experience, the loss over the current classes trains exactly one head, and the
     others are left out of the optimiser (InfLoRA's code does the same).
@@ -28,7 +32,7 @@ class ClassHead(nn.Module):
     """
 
     columns: Tensor  # class ids in the order of the heads' rows
-    experience_of: Tensor  # (C,), the experience of every class id; 0 for a class not seen yet
+    experience_of: Tensor  # (C,), the first experience of every class id; 0 for a class not seen yet
 
     def __init__(self, features: int, init: HeadInit = "zero") -> None:
         super().__init__()
@@ -37,31 +41,67 @@ class ClassHead(nn.Module):
         self.register_buffer("columns", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("experience_of", torch.empty(0, dtype=torch.long), persistent=False)
 
-    def grow(self, classes: Sequence[int]) -> nn.Linear:
-        """Add a head for class ids that were not seen before; return it, trainable."""
+    def grow(self, classes: Sequence[int]) -> nn.Module:
+        """Prepare for an experience with these class ids.
+
+        New classes get a head. The heads of classes that come again are trained again, even where they were
+        frozen. `tasks` has a module for each experience, with the buffer `classes`.
+
+        Returns:
+            The module of the experience: a linear layer, or one without weights where no class is new.
+        """
+        new = sorted(set(classes) - set(self.columns.tolist()))
+        for head in self.tasks:
+            if not set(classes).isdisjoint(head.classes.tolist()):  # type: ignore[operator]
+                head.requires_grad_(True)
+        module = self._new_head(new) if new else nn.Module()
+        ids = torch.tensor(sorted(classes), device=self.columns.device)
+        module.register_buffer("classes", ids)
+        self.tasks.append(module)
+        return module
+
+    def _new_head(self, classes: list[int]) -> nn.Linear:
+        """A linear layer for classes that were not seen before, trainable; not in `tasks` yet."""
         head = nn.Linear(self.features, len(classes)).to(self.columns.device)
         if self.init == "zero":
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        ids = torch.tensor(sorted(classes), device=self.columns.device)
-        head.register_buffer("classes", ids)
-        self.tasks.append(head)
+        ids = torch.tensor(classes, device=self.columns.device)
         self.columns = torch.cat([self.columns, ids])
         self.width = int(self.columns.max()) + 1
         experience_of = ids.new_zeros(self.width)
         experience_of[: len(self.experience_of)] = self.experience_of
-        experience_of[ids] = len(self.tasks) - 1
+        experience_of[ids] = len(self.tasks)
         self.experience_of = experience_of
         return head
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """The linear layers, in the order of their classes in `columns`."""
+        return [module for module in self.tasks if isinstance(module, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, 1 + largest class id seen); the logit of a class not seen yet is minus infinity."""
         if not self.tasks:
             raise RuntimeError("the classifier has no classes yet: train on an experience first")
-        weight = torch.cat([head.weight for head in self.tasks])  # type: ignore[misc]
-        bias = torch.cat([head.bias for head in self.tasks])  # type: ignore[misc]
-        logits = F.linear(x, weight, bias)
-        return logits.new_full((len(x), self.width), -torch.inf).index_copy(1, self.columns, logits)
+        weight = torch.cat([head.weight for head in self.heads])
+        bias = torch.cat([head.bias for head in self.heads])
+        return self.spread(F.linear(x, weight, bias))
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """(B, rows) -> (B, C): the logits in the columns of their classes."""
+        lowest = logits.new_full((len(logits), self.width), -torch.inf)
+        return lowest.index_copy(1, self.columns, logits)
+
+    @torch.no_grad()
+    def assign(self, classes: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Set the rows of these class ids (n,) to weight (n, D) and bias (n,)."""
+        first = 0
+        for head in self.heads:
+            ids = self.columns[first : first + head.out_features]
+            rows, given = (ids[:, None] == classes).nonzero(as_tuple=True)
+            head.weight[rows], head.bias[rows] = weight[given], bias[given]
+            first += head.out_features
 
 
 def mask_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:

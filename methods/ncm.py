@@ -4,24 +4,29 @@ Mensink et al., "Distance-based image classification" (TPAMI 2013), equation 1. 
 feature f to a mean m, -|f - m|^2 = 2 f.m - |m|^2 - |f|^2, is linear in f up to a term that all classes share,
 so the classifier is a linear head.
 
+Where classes come again, in a stream of domains, a class keeps one mean over the images of all its domains
+(prototypes=pooled), or one mean for each domain, of which the nearest counts (prototypes=domain).
+
 Shapes: C classes of the experience, D width of the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods.base import Method
+from methods.head import ClassHead
 from methods.hyper import STRICT, hyper
 from methods.passes import clean_features
 from methods.registry import register
-from methods.strategy import StrategyLike
+from methods.strategy import StrategyLike, comes_again
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,6 +35,11 @@ class NcmHyper:
 
     metric: Literal["euclidean", "cosine"] = hyper(
         "euclidean", "distance between a feature and a class mean", source="Mensink et al. 2013, equation 1"
+    )
+    prototypes: Literal["pooled", "domain"] = hyper(
+        "pooled",
+        "whether a class that comes again in another domain keeps one mean, or gets one for each domain",
+        source="ours: one mean is what all images at once would give",
     )
 
 
@@ -46,12 +56,26 @@ class Ncm(Method[NcmHyper]):
         """Always: a mean needs no other class to compare with."""
         return True
 
+    def make_head(self, model: VisionTransformer) -> ClassHead:
+        kind = ClassHead if self.hyper.prototypes == "pooled" else PrototypeHead
+        return kind(model.num_features, self.head_init)
+
     def begin(self, strategy: StrategyLike) -> None:
-        head = strategy.model.head.tasks[-1].requires_grad_(False)
-        means = class_means(strategy, head.classes)
-        weight, bias = linear_form(means, self.hyper.metric)
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+        head = strategy.model.head.requires_grad_(False)
+        classes = head.tasks[-1].classes
+        sums, counts = class_sums(strategy, classes)
+        if self.hyper.prototypes == "pooled" and comes_again(strategy.experience):
+            sums, counts = self._pooled(classes, sums, counts, head.width)
+        head.assign(classes, *linear_form((sums / counts).float(), self.hyper.metric))
+
+    def _pooled(self, classes: Tensor, sums: Tensor, counts: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The sums and counts of these classes over all experiences so far, which the memory keeps."""
+        for name, values in (("sums", sums), ("counts", counts)):
+            so_far = values.new_zeros(width, values.shape[1])
+            if name in self.memory:
+                so_far[: len(self.memory[name])] = self.memory[name].to(values.device)
+            self.memory[name] = so_far.index_add(0, classes, values)
+        return self.memory["sums"][classes], self.memory["counts"][classes]
 
     def before_training_epoch(self, strategy: StrategyLike, **kwargs: object) -> None:
         strategy.stop_training()
@@ -61,16 +85,38 @@ class Ncm(Method[NcmHyper]):
         return torch.optim.SGD(parameters, lr=0.0)
 
 
+class PrototypeHead(ClassHead):
+    """Rows of a class for each experience that it is in; the largest of their logits counts."""
+
+    def grow(self, classes: Sequence[int]) -> nn.Module:
+        head = self._new_head(sorted(classes))
+        head.register_buffer("classes", torch.tensor(sorted(classes), device=self.columns.device))
+        self.tasks.append(head)
+        return head
+
+    def assign(self, classes: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Set the rows of the last experience, whose class ids these are."""
+        self.heads[-1].weight.data.copy_(weight)
+        self.heads[-1].bias.data.copy_(bias)
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """(B, rows) -> (B, C), the largest logit of each class."""
+        lowest = logits.new_full((len(logits), self.width), -torch.inf)
+        return lowest.index_reduce(1, self.columns, logits, "amax")
+
+
 @torch.no_grad()
-def class_means(strategy: StrategyLike, classes: Tensor) -> Tensor:
-    """Mean feature of each of the class ids `classes` (C,) over the experience's images: (C, D), float32."""
+def class_sums(strategy: StrategyLike, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum (C, D) of the features of each of the class ids `classes` (C,) over the experience's images, and
+    their number (C, 1); float64.
+    """
     total = torch.zeros(len(classes), strategy.model.num_features, dtype=torch.float64, device=classes.device)
     count = torch.zeros(len(classes), 1, dtype=torch.float64, device=classes.device)
     for features, y in clean_features(strategy):
         is_of_class = (y[None, :] == classes[:, None]).double()
         total += is_of_class @ features.double()
         count += is_of_class.sum(1, keepdim=True)
-    return (total / count).float()
+    return total, count
 
 
 def linear_form(means: Tensor, metric: str) -> tuple[Tensor, Tensor]:

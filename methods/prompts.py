@@ -23,7 +23,7 @@ from methods.errors import UsageError
 from methods.head import HeadInit
 from methods.hyper import STRICT, Hyper, hyper
 from methods.passes import eval_no_grad, frozen_features, in_full_precision
-from methods.strategy import StrategyLike
+from methods.strategy import StrategyLike, true_experience
 from methods.vit import InputTokens, Prefix, embed, open_seams
 
 
@@ -118,18 +118,27 @@ class PromptMethod(Method[H]):
         self.evaluated = []
 
     def after_eval_iteration(self, strategy: StrategyLike, **kwargs: object) -> None:
-        # Labels are read for these statistics only; the logits exist already.
-        experience = strategy.model.head.experience_of[strategy.mb_y]
-        self.evaluated.append((experience, self.prompter.prompt_weights()))
+        # Read for these statistics only; the logits exist already.
+        self.evaluated.append((true_experience(strategy), self.prompter.prompt_weights()))
 
     def diagnostics(self) -> dict[str, DiagnosticValue]:
-        """Mean prompt weights, a row per experience evaluated since training, and how many are in use."""
-        if not self.evaluated:
+        """Mean prompt weights, a row per experience learnt and evaluated since, and how many are in use."""
+        experience, weights = self.of_learnt()
+        if not len(experience):
             return self._diagnostics
-        experience, weights = (torch.cat(parts) for parts in zip(*self.evaluated, strict=True))
         rows = [weights[experience == e].mean(0).tolist() for e in torch.unique(experience)]
         in_use = effective_number(weights.mean(0))
         return self._diagnostics | {self.weights_diagnostic: rows, "prompts_in_use": in_use}
+
+    def of_learnt(self) -> tuple[Tensor, Tensor]:
+        """Of the evaluated images that belong to an experience already learnt: the experience (n,), the prompt
+        weights (n, M).
+        """
+        if not self.evaluated or self.model is None:
+            return torch.empty(0), torch.empty(0, 0)
+        experience, weights = (torch.cat(parts) for parts in zip(*self.evaluated, strict=True))
+        learnt = (experience >= 0) & (experience < len(self.model.head.tasks))
+        return experience[learnt], weights[learnt]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -7,7 +7,7 @@ strategies (`Naive`, ...) and by the harness' own, `bench.cell.strategy.Strategy
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sized
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import torch
@@ -15,6 +15,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from methods.avalanche_parts import SupervisedPlugin
+
+
+class Stream(Protocol):
+    """What methods read of an Avalanche stream: its experiences, in order."""
+
+    def __len__(self) -> int:
+        """The number of experiences."""
+
+    def __iter__(self) -> Iterator[ExperienceLike]:
+        """The experiences."""
 
 
 class ExperienceLike(Protocol):
@@ -25,7 +35,7 @@ class ExperienceLike(Protocol):
         """Position in the stream, from 0."""
 
     @property
-    def origin_stream(self) -> Sized:
+    def origin_stream(self) -> Stream:
         """The whole stream; its length is the number of experiences."""
 
     @property
@@ -96,6 +106,30 @@ class StrategyLike(Protocol):
 
     def stop_training(self) -> None:
         """Skip the rest of the training of the experience."""
+
+
+def comes_again(experience: ExperienceLike) -> bool:
+    """Whether a class of the experience is in another experience of its stream, as in one of domains."""
+    own = set(experience.classes_in_this_experience)
+    others = (e for e in experience.origin_stream if e.current_experience != experience.current_experience)
+    return any(not own.isdisjoint(other.classes_in_this_experience) for other in others)
+
+
+def true_experience(strategy: StrategyLike) -> Tensor:
+    """(B,) the experience that each image of the evaluated batch belongs to; negative if to none.
+
+    For diagnostics: no prediction may depend on it. The harness' strategy knows it of each image. With any
+    other strategy it is the first experience of the image's class or, where experiences share their classes,
+    the one that is evaluated.
+    """
+    ask: Callable[[], Tensor] | None = getattr(strategy, "true_experience", None)
+    if ask is not None:
+        return ask()
+    head = strategy.model.head
+    if len(head.heads) < len(head.tasks):
+        return torch.full_like(strategy.mb_y, strategy.experience.current_experience)
+    experience: Tensor = head.experience_of[strategy.mb_y]
+    return experience
 
 
 class Plugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche has no types to check against

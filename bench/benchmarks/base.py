@@ -18,6 +18,7 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated
 
 from bench.benchmarks.pixels import Pixels, Shape
+from bench.spec import Scenario
 from bench.storage import expanded
 from methods.errors import UsageError, abbreviate
 from methods.hyper import STRICT
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from bench.benchmarks.pixels import Int64Array, UInt8Array
 
 DATA_VARIABLE = "DUALLORA_BENCH_DATA"
+NO_DOMAIN = -1  # of a test image that belongs to no domain of the stream
 DECODED = "decoded"  # folder of a data root with decoded images, which may be deleted at any time
 
 
@@ -34,7 +36,8 @@ class Scale:
     """How much of a benchmark is run.
 
     Attributes:
-        train_per_class, test_per_class: at most so many images of each class; None for all of them.
+        train_per_class, test_per_class: at most so many images of each class, and of each domain where the
+            images have domains; None for all of them.
         epochs: passes over the training images of a task.
         batch_size: training images per step.
     """
@@ -63,20 +66,25 @@ class ImageSet:
         ids: the name of each image, the same on every machine: a relative POSIX path, or "train/00123".
         labels: (n,) int64, the position of the image's class in `Dataset.classes`.
         pixels: the n images.
+        domains: (n,) int64, the position of the image's domain in `Dataset.domains`, or `NO_DOMAIN` for a
+            test image that belongs to none of them; None where the data set has no domains.
 
     Raises:
-        UsageError: if the three differ in length, or an id occurs twice.
+        UsageError: if these differ in length, or an id occurs twice.
     """
 
     ids: tuple[str, ...]
     labels: Int64Array
     pixels: Pixels
+    domains: Int64Array | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.labels) == len(self.pixels):
+        domains = self.labels if self.domains is None else self.domains
+        if not len(self.ids) == len(self.labels) == len(self.pixels) == len(domains):
             raise UsageError(
-                f"{len(self.ids)} image names, {len(self.labels)} labels and {len(self.pixels)} images "
-                "do not belong together; a benchmark must open to one of each per image"
+                f"{len(self.ids)} image names, {len(self.labels)} labels, {len(domains)} domains and "
+                f"{len(self.pixels)} images do not belong together; a benchmark must open to one of each per "
+                "image"
             )
         if len(set(self.ids)) < len(self.ids):
             repeated = Counter(self.ids).most_common(1)[0][0]
@@ -90,7 +98,9 @@ class ImageSet:
 
     def take(self, rows: Int64Array) -> ImageSet:
         """The images of these rows, in this order."""
-        return ImageSet(tuple(self.ids[row] for row in rows), self.labels[rows], self.pixels.take(rows))
+        domains = None if self.domains is None else self.domains[rows]
+        ids = tuple(self.ids[row] for row in rows)
+        return ImageSet(ids, self.labels[rows], self.pixels.take(rows), domains)
 
     def shaped(self, shape: Shape) -> ImageSet:
         """The same images, made square in another way; see `Pixels.shaped`."""
@@ -107,6 +117,7 @@ class Dataset:
 
     Attributes:
         notes: sentences on what was read and how, such as files that are left out; for plan and record.
+        domains: names of the domains that the images come from; empty where they have none.
 
     Raises:
         UsageError: if a class has no image in one of the two sets.
@@ -116,6 +127,7 @@ class Dataset:
     train: ImageSet
     test: ImageSet
     notes: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):
@@ -156,7 +168,8 @@ class Benchmark(ABC, Generic[OptionsT]):
 
     Attributes:
         name: set by `@register`.
-        default_tasks: number of tasks without `--tasks`.
+        scenarios: the scenarios it offers; the first is the one without `--scenario`.
+        default_tasks: number of tasks of a class-incremental stream without `--tasks`.
         image_size: side of the network's input in pixels, without `--image-size`.
         eval_crop: share of a stored square's side that the central crop of the test images keeps.
         augmentation: of the training images, a name of `bench.cell.batches.AUGMENTATIONS`; "none" where a
@@ -172,6 +185,7 @@ class Benchmark(ABC, Generic[OptionsT]):
     """
 
     name: ClassVar[str]
+    scenarios: ClassVar[tuple[Scenario, ...]] = ("class-incremental",)
     default_tasks: ClassVar[int]
     image_size: ClassVar[int]
     eval_crop: ClassVar[float] = 1.0
@@ -197,6 +211,16 @@ class Benchmark(ABC, Generic[OptionsT]):
             MissingError: if the data are not here and could not be downloaded.
             UsageError: if the data are not what they should be.
         """
+
+    def count_domains(self, roots: Sequence[Path]) -> int:
+        """The number of domains, which is that of the tasks of a domain-incremental stream.
+
+        To be overridden by a benchmark that offers such streams.
+
+        Raises:
+            MissingError: if that takes the data, and they are not here.
+        """
+        raise NotImplementedError(f"{self.name} offers no domain-incremental stream")
 
 
 def data_roots(explicit: Path | None) -> tuple[Path, ...]:

@@ -35,14 +35,16 @@ class Arrays:
 
     Attributes:
         train_x, test_x: (n, S, S, 3) uint8; training images of any size where they are stored whole.
-        train_y, test_y: (n,) int64, the position of the image's class in the class order: task 0 has labels
-            0..task_sizes[0]-1, and so on.
+        train_y, test_y: (n,) int64, the position of the image's class in the class order.
+        train_experience, test_experience: (n,) int64, see `Split`.
     """
 
     train_x: UInt8Array | WholeImages
     train_y: Int64Array
+    train_experience: Int64Array
     test_x: UInt8Array
     test_y: Int64Array
+    test_experience: Int64Array
 
 
 def load_arrays(
@@ -72,8 +74,10 @@ def load_arrays(
     return Arrays(
         train_x=_whole(train, target) if train_shape == "whole" else _squares(train, target, train_shape),
         train_y=position[train.labels],
+        train_experience=split.train_experience,
         test_x=_squares(test, target, test_shape),
         test_y=position[test.labels],
+        test_experience=split.test_experience,
     )
 
 

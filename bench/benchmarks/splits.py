@@ -1,4 +1,5 @@
-"""Class orders, tasks, and which images are trained and tested on: pure functions, equal on every machine.
+"""What each experience learns, and which images are trained and tested on: pure functions, equal on every
+machine.
 
 No random generator selects an image: images are ranked by the sha256 of their names, so a split depends
 neither on the order in which files are listed nor on a library's version.
@@ -17,8 +18,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bench.benchmarks.base import Dataset, ImageSet, Scale
+from bench.benchmarks.base import NO_DOMAIN, Dataset, ImageSet, Scale
 from bench.benchmarks.names import composed, visible
+from bench.spec import Scenario
 from bench.storage import expanded
 from bench.textfile import read_text
 from methods.errors import MissingError, UsageError, abbreviate, quote
@@ -38,18 +40,25 @@ class Split:
 
     Attributes:
         class_order: the data set's class numbers in the order learnt.
-        task_sizes: number of classes of each task.
+        task_sizes: number of classes of each experience.
+        domain_order: the data set's domain numbers in the order learnt; empty in a class-incremental stream.
         train_rows: (n,) int64, sorted row numbers of `Dataset.train`.
+        train_experience: (n,) int64, the experience (from 0) of each of these images.
         test_rows: (m,) int64, sorted row numbers of `Dataset.test`, or of `Dataset.train` on validation.
+        test_experience: (m,) int64, the experience that each of these images belongs to; all `NO_DOMAIN`
+            where the test set is one for all experiences.
         test_source: the set that `test_rows` refers to.
-        sha256: hash of the (name, class number) pairs of the training and test images; independent of the
-            class order and of the tasks.
+        sha256: hash of the names, the class numbers and, in a domain-incremental stream, the domain numbers
+            of the training and test images; independent of the orders and of the tasks.
     """
 
     class_order: tuple[int, ...]
     task_sizes: tuple[int, ...]
+    domain_order: tuple[int, ...]
     train_rows: Int64Array
+    train_experience: Int64Array
     test_rows: Int64Array
+    test_experience: Int64Array
     test_source: TestSource
     sha256: str
 
@@ -81,25 +90,28 @@ def own_order(n_classes: int, seed: int) -> tuple[int, ...]:
 ORDERS: Mapping[str, Callable[[int, int], tuple[int, ...]]] = {"seeded": class_order, "identity": own_order}
 
 
-def listed_order(classes: Sequence[str], path: Path, seed: int) -> tuple[int, ...]:
-    """`class_order` with the classes numbered by a file of names, one per line, not by the data set.
+def listed_order(names: Sequence[str], path: Path, seed: int, what: str = "classes") -> tuple[int, ...]:
+    """`class_order` with the classes, or the domains, numbered by a file of their names, one per line.
+
+    Args:
+        what: what the names are of, for the message.
 
     Raises:
         MissingError: if there is no such file.
-        UsageError: unless it names each class exactly once.
+        UsageError: unless it gives each name exactly once.
     """
-    names = _read_names(path)
-    if set(names) != set(classes) or len(names) != len(classes):
-        unknown = sorted(set(names) - set(classes))
-        absent = sorted(set(classes) - set(names))
-        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    listed = _read_names(path)
+    if set(listed) != set(names) or len(listed) != len(names):
+        unknown = sorted(set(listed) - set(names))
+        absent = sorted(set(names) - set(listed))
+        twice = sorted(name for name, count in Counter(listed).items() if count > 1)
         raise UsageError(
-            f"{path} must name each of the {len(classes)} classes once, one per line, such as "
-            f"'{classes[0]}'; it has {len(names)} lines; unknown: {abbreviate(unknown) or 'none'}; missing: "
+            f"{path} must name each of the {len(names)} {what} once, one per line, such as "
+            f"'{names[0]}'; it has {len(listed)} lines; unknown: {abbreviate(unknown) or 'none'}; missing: "
             f"{abbreviate(absent) or 'none'}; twice: {abbreviate(twice) or 'none'}"
         )
-    number = {name: position for position, name in enumerate(classes)}
-    return tuple(number[names[i]] for i in class_order(len(classes), seed))
+    number = {name: position for position, name in enumerate(names)}
+    return tuple(number[listed[i]] for i in class_order(len(names), seed))
 
 
 def _read_names(path: Path) -> list[str]:
@@ -129,26 +141,34 @@ def task_sizes(n_classes: int, tasks: int) -> tuple[int, ...]:
     return (small + 1,) * larger + (small,) * (tasks - larger)
 
 
-def stratified(labels: Int64Array, ids: Sequence[str], per_class: int | None) -> Int64Array:
-    """Sorted rows of the first `per_class` images of each class by rank of name; None takes all."""
-    return _joined([rows[:per_class] for rows in _ranked(labels, ids)])
+def stratified(strata: Int64Array, ids: Sequence[str], most: int | None) -> Int64Array:
+    """Sorted rows of the first `most` images of each stratum by rank of name; None takes all."""
+    return _joined([rows[:most] for rows in _ranked(strata, ids)])
 
 
-def hold_out(labels: Int64Array, ids: Sequence[str], fraction: float) -> tuple[Int64Array, Int64Array]:
-    """Sorted rows (kept, held out): about `fraction` of each class is held out.
+def strata_of(images: ImageSet) -> Int64Array:
+    """(n,) a number for each class, or for each class in each domain where the images have domains."""
+    if images.domains is None:
+        return images.labels
+    domains = images.domains - NO_DOMAIN
+    return images.labels * (int(domains.max(initial=0)) + 1) + domains
 
-    Of a class of n images, n·fraction are held out, rounded down or up so that all classes together give
+
+def hold_out(strata: Int64Array, ids: Sequence[str], fraction: float) -> tuple[Int64Array, Int64Array]:
+    """Sorted rows (kept, held out): about `fraction` of each stratum (`strata_of`) is held out.
+
+    Of a stratum of n images, n·fraction are held out, rounded down or up so that all strata together give
     round(N·fraction); but at least one, and at most n - 1.
 
     Raises:
-        UsageError: if a class has a single image.
+        UsageError: if a stratum has a single image.
     """
-    ranked = _ranked(labels, ids)
+    ranked = _ranked(strata, ids)
     for rows in ranked:
         if len(rows) == 1:
             raise UsageError(
-                f"the class of '{ids[int(rows[0])]}' has one image, and it takes two to train on one and to "
-                "test on another; add images to this class or remove it"
+                f"the class of '{ids[int(rows[0])]}' has one image (or has one in its domain), and it takes "
+                "two to train on one and to test on another; add images or remove this one's folder"
             )
     shares = _shares([len(rows) for rows in ranked], Fraction(fraction).limit_denominator(1000))
     held = [rows[:share] for rows, share in zip(ranked, shares, strict=True)]
@@ -157,7 +177,7 @@ def hold_out(labels: Int64Array, ids: Sequence[str], fraction: float) -> tuple[I
 
 
 def _shares(counts: list[int], fraction: Fraction) -> list[int]:
-    """n·fraction rounded down for each class; the rest, up to round(N·fraction), by largest remainder."""
+    """n·fraction rounded down for each stratum; the rest, up to round(N·fraction), by largest remainder."""
     exact = [count * fraction for count in counts]
     left = round(sum(counts) * fraction) - sum(int(share) for share in exact)
     by_remainder = sorted(range(len(exact)), key=lambda i: (int(exact[i]) - exact[i], i))
@@ -168,13 +188,13 @@ def _shares(counts: list[int], fraction: Fraction) -> list[int]:
     ]
 
 
-def _ranked(labels: Int64Array, ids: Sequence[str]) -> list[Int64Array]:
-    """The rows of each class that occurs, by class number; within a class, by the sha256 of the names."""
+def _ranked(strata: Int64Array, ids: Sequence[str]) -> list[Int64Array]:
+    """The rows of each stratum that occurs, by its number; within it, by the sha256 of the names."""
     import numpy as np
 
     keys = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in ids]
     order = np.array(sorted(range(len(ids)), key=keys.__getitem__), np.int64)
-    return [order[labels[order] == label] for label in np.unique(labels)]
+    return [order[strata[order] == stratum] for stratum in np.unique(strata)]
 
 
 def _joined(groups: list[Int64Array]) -> Int64Array:
@@ -183,40 +203,120 @@ def _joined(groups: list[Int64Array]) -> Int64Array:
     return np.sort(np.concatenate([np.empty(0, np.int64), *groups]))
 
 
-def make_split(
-    dataset: Dataset,
-    *,
-    tasks: int,
-    seed: int,
-    scale: Scale,
-    eval_on: TestSource,
-    order: tuple[int, ...] | None = None,
-) -> Split:
-    """Divide a data set for one seed.
+@dataclass(frozen=True)
+class Stream:
+    """What is learnt, experience by experience; see `Split` for the attributes."""
 
-    On validation, a fifth of each training class is held out first, and the test set is not read. Then the
-    scale's limits apply to the training and to the test images.
+    class_order: tuple[int, ...]
+    task_sizes: tuple[int, ...]
+    domain_order: tuple[int, ...] = ()
+
+    def experience_of(self, images: ImageSet) -> Int64Array:
+        """(n,) the experience of each image: that of its domain in a stream of domains, else of its class."""
+        import numpy as np
+
+        if self.domain_order:
+            assert images.domains is not None
+            position = np.append(np.argsort(np.array(self.domain_order)), NO_DOMAIN)
+            return position[images.domains]
+        experience_of_class = np.empty(len(self.class_order), np.int64)
+        experience_of_class[list(self.class_order)] = np.repeat(
+            np.arange(len(self.task_sizes)), self.task_sizes
+        )
+        return experience_of_class[images.labels]
+
+
+def class_stream(dataset: Dataset, order: tuple[int, ...], tasks: int) -> Stream:
+    """Each experience has classes of its own.
 
     Args:
-        order: the class order; by default, that of the seed.
+        order: of the classes.
 
     Raises:
-        UsageError: for more tasks than classes, a negative seed, or a class too small to hold out from.
+        UsageError: for more tasks than classes.
+    """
+    return Stream(order, task_sizes(len(dataset.classes), tasks))
+
+
+def domain_stream(dataset: Dataset, order: tuple[int, ...], tasks: int) -> Stream:
+    """Each experience has all classes, in a domain of its own.
+
+    Args:
+        order: of the domains.
+
+    Raises:
+        UsageError: if the number of tasks is not that of the domains, or a domain lacks a class.
+    """
+    if tasks != len(dataset.domains):
+        raise UsageError(
+            f"a domain-incremental stream has a task for each of its {len(dataset.domains)} domains "
+            f"({abbreviate(dataset.domains)}), not {tasks}; leave --tasks out"
+        )
+    _check_domains(dataset)
+    classes = len(dataset.classes)
+    return Stream(tuple(range(classes)), (classes,) * tasks, order)
+
+
+#: By the scenario: (data set, order, tasks) -> stream.
+STREAMS: Mapping[Scenario, Callable[[Dataset, tuple[int, ...], int], Stream]] = {
+    "class-incremental": class_stream,
+    "domain-incremental": domain_stream,
+}
+
+
+def _check_domains(dataset: Dataset) -> None:
+    """Refuse a domain without one of the classes, in training or, where test images have domains, in test.
+
+    Raises:
+        UsageError: naming what is absent.
+    """
+    for name, images in (("training", dataset.train), ("test", dataset.test)):
+        assert images.domains is not None
+        present = set(zip(images.domains.tolist(), images.labels.tolist(), strict=True))
+        belong = [domain != NO_DOMAIN for domain, _ in present]
+        if name == "test" and not any(belong):
+            continue
+        if not all(belong):
+            raise UsageError(f"some {name} images belong to a domain and others do not; all must, or none")
+        absent = [
+            f"{visible(cls)} in {visible(domain)}"
+            for d, domain in enumerate(dataset.domains)
+            for c, cls in enumerate(dataset.classes)
+            if (d, c) not in present
+        ]
+        if absent:
+            raise UsageError(
+                f"in a domain-incremental stream every domain has every class, and {len(absent)} have no {name} "
+                f"image: {abbreviate(absent)}; add images, or move the class or the domain elsewhere"
+            )
+
+
+def make_split(dataset: Dataset, stream: Stream, *, scale: Scale, eval_on: TestSource) -> Split:
+    """Divide a data set for one stream.
+
+    On validation, a fifth of the training images is held out first, of each class and domain, and the test set
+    is not read. Then the scale's limits apply to the training and to the test images.
+
+    Raises:
+        UsageError: for a class too small to hold out from.
     """
     tested = dataset.test if eval_on == "test" else dataset.train
     if eval_on == "test":
         train, test = _all_rows(dataset.train), _all_rows(tested)
     else:
-        train, test = hold_out(tested.labels, tested.ids, HELD_OUT)
+        train, test = hold_out(strata_of(tested), tested.ids, HELD_OUT)
     train = _limited(dataset.train, train, scale.train_per_class)
     test = _limited(tested, test, scale.test_per_class)
     return Split(
-        class_order=class_order(len(dataset.classes), seed) if order is None else order,
-        task_sizes=task_sizes(len(dataset.classes), tasks),
+        class_order=stream.class_order,
+        task_sizes=stream.task_sizes,
+        domain_order=stream.domain_order,
         train_rows=train,
+        train_experience=stream.experience_of(dataset.train)[train],
         test_rows=test,
+        test_experience=stream.experience_of(tested)[test],
         test_source=eval_on,
-        sha256=_split_sha256((dataset.train, train), (tested, test)),
+        sha256=_split_sha256(bool(stream.domain_order), (dataset.train, train), (tested, test)),
     )
 
 
@@ -227,15 +327,20 @@ def _all_rows(images: ImageSet) -> Int64Array:
 
 
 def _limited(images: ImageSet, rows: Int64Array, per_class: int | None) -> Int64Array:
-    return rows[stratified(images.labels[rows], [images.ids[row] for row in rows], per_class)]
+    return rows[stratified(strata_of(images)[rows], [images.ids[row] for row in rows], per_class)]
 
 
-def _split_sha256(*parts: tuple[ImageSet, Int64Array]) -> str:
+def _split_sha256(with_domains: bool, *parts: tuple[ImageSet, Int64Array]) -> str:
     total = hashlib.sha256()
     for word, (images, rows) in zip(("train", "test"), parts, strict=True):
-        for name, label in sorted((images.ids[row], int(images.labels[row])) for row in rows):
-            total.update(f"{word}\0{name}\0{label}\n".encode("utf-8", "surrogateescape"))
+        for row in sorted(rows.tolist(), key=images.ids.__getitem__):
+            total.update(f"{word}\0{_line(images, row, with_domains)}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
+
+
+def _line(images: ImageSet, row: int, with_domain: bool) -> str:
+    domain = f"\0{images.domains[row]}" if with_domain and images.domains is not None else ""
+    return f"{images.ids[row]}\0{images.labels[row]}{domain}"
 
 
 def split_by_rows(
@@ -243,9 +348,10 @@ def split_by_rows(
     pool: ImageSet,
     rows: tuple[Int64Array, Int64Array],
     notes: tuple[str, ...] = (),
+    domains: tuple[str, ...] = (),
 ) -> Dataset:
     """A data set whose training and test images are these rows (train, test) of one pool of images."""
-    return Dataset(classes, pool.take(rows[0]), pool.take(rows[1]), notes)
+    return Dataset(classes, pool.take(rows[0]), pool.take(rows[1]), notes, domains)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from bench.benchmarks import BENCHMARKS, overlap
 from bench.benchmarks.base import Benchmark, Dataset, data_roots
 from bench.benchmarks.loading import Arrays, load_arrays, stored_shapes
-from bench.benchmarks.splits import ORDERS, Split, make_split
+from bench.benchmarks.splits import ORDERS, STREAMS, Split, make_split
 from bench.cell import backbone
 from bench.cell.backbone import Backbone
 from bench.options import read_options
@@ -95,26 +95,43 @@ class Inputs:
 
     def notes(self, cell: Cell) -> tuple[str, ...]:
         """Sentences on the cell's images: files that are left out, and equal images."""
-        shared = {"seed": 0, "tasks": 1, "task_sizes": None, "class_order": None}
-        return self._notes(cell.without_method().model_copy(update=shared))
+        protocol = cell.protocol.model_copy(update={"class_order": "identity"})
+        unordered = {
+            "seed": 0,
+            "class_order": None,
+            "domains": None,
+            "task_sizes": None,
+            "protocol": protocol,
+        }
+        return self._notes(cell.without_method().model_copy(update=unordered))
 
     def split(self, cell: Cell) -> Split:
-        """Which images the cell trains on and is tested on, by its class order if that is known already."""
+        """Which images the cell trains on and is tested on, by its order of classes or domains if that is
+        known already.
+        """
         dataset = self.dataset(cell)
-        order = cell.class_order or ORDERS[cell.protocol.class_order](len(dataset.classes), cell.seed)
-        return make_split(
-            dataset,
-            order=order,
-            tasks=cell.tasks,
-            seed=cell.seed,
-            scale=self.benchmark(cell).scales[cell.scale],
-            eval_on=cell.eval_on,
-        )
+        stream = STREAMS[cell.scenario](dataset, self._order(cell), cell.tasks)
+        scale = self.benchmark(cell).scales[cell.scale]
+        return make_split(dataset, stream, scale=scale, eval_on=cell.eval_on)
+
+    def what_comes(self, cell: Cell) -> tuple[str, ...]:
+        """The names of what the experiences of the cell's stream divide: classes, or domains."""
+        dataset = self.dataset(cell)
+        return dataset.domains if cell.scenario == "domain-incremental" else dataset.classes
+
+    def _order(self, cell: Cell) -> tuple[int, ...]:
+        """The order of what comes, by its numbers in the data set."""
+        names = self.what_comes(cell)
+        if cell.scenario == "domain-incremental" and cell.domains is not None:
+            return tuple(map(list(map(as_text, names)).index, cell.domains))
+        if cell.scenario == "class-incremental" and cell.class_order is not None:
+            return cell.class_order
+        return ORDERS[cell.protocol.class_order](len(names), cell.seed)
 
     def class_names(self, cell: Cell) -> list[str]:
         """The names of the classes that the cell learns, in its class order."""
         names = self.dataset(cell).classes
-        return [_as_text(names[number]) for number in self.split(cell).class_order]
+        return [as_text(names[number]) for number in self.split(cell).class_order]
 
     def test_crop(self, cell: Cell) -> float:
         """Share of a stored square's side that a test image keeps."""
@@ -162,6 +179,6 @@ def _open_benchmark(name: str, options: OptionsKey) -> Benchmark[Any]:
     return benchmark
 
 
-def _as_text(name: object) -> str:
+def as_text(name: object) -> str:
     """A name as text that can be stored: bytes of a file name that are no UTF-8 are written as escapes."""
     return str(name).encode(errors="backslashreplace").decode()

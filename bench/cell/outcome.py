@@ -67,6 +67,7 @@ def record_of(
         benchmark=cell.benchmark.label,
         seed=cell.seed,
         tasks=cell.tasks,
+        scenario=cell.scenario,
         config=cell.model_dump(mode="json"),
         class_order=cell.class_order,
         manifest=manifest,

@@ -35,7 +35,7 @@ class CellRun:
         method: the method, which is one of the strategy's plugins.
         streams: the random streams of its data, by purpose.
         predicted: by the number of a task (from 0) after which the model was evaluated, the predicted labels
-            int32 (n,) of the test images of the classes seen so far, in the order of `stream.union`.
+            int32 (n,) of the test images that it was evaluated on (`stream.EVALUATED`), by row.
     """
 
     strategy: Strategy

@@ -41,7 +41,7 @@ from bench.cell.strategy import (
     Schedule,
     Strategy,
 )
-from bench.cell.stream import TEST_BATCHES, SeenImages, experiences, rows_by_task, rows_of_classes, shared
+from bench.cell.stream import EVALUATED, TEST_BATCHES, TestImages, columns_of, experiences, shared
 from bench.costs import Cost, ExperienceCost, PeakMemory
 from bench.predictions import Predictions
 from bench.probes.energy import counter_of
@@ -51,7 +51,7 @@ from bench.probes.memory import PeakMemoryTracker
 from bench.probes.sizes import size_of
 from bench.probes.training import Phases, PhaseTimer, phases_of
 from bench.record import Record, Status
-from bench.spec import Cell, Protocol
+from bench.spec import Cell, Protocol, Scenario
 from bench.storage import StorageError
 from methods.base import Method
 from methods.errors import UsageError
@@ -98,7 +98,8 @@ def run_cell(
         run, measurements = train_and_evaluate(cell, inputs, started, observe, save)
         results = results_of(measurements) | {"class_names": inputs.class_names(cell)}
         labels = inputs.images(cell).test_y
-        content = predictions.to_bytes(predictions_of(run.predicted, inputs.split(cell), labels))
+        predicted = predictions_of(run.predicted, inputs.split(cell), labels, cell.scenario)
+        content = predictions.to_bytes(predicted)
     except KeyboardInterrupt:
         reason = f"stopped{resume_hint(cell, paths)}"
         return CellResult(record_without_results(cell, inputs, context, started, "interrupted", reason))
@@ -123,7 +124,7 @@ def train_and_evaluate(
     save: Callable[[CellRun, Cell, Path, Measurements], None] = resume.save,
 ) -> tuple[CellRun, Measurements]:
     """Learn the tasks that the last checkpoint does not have, and evaluate after each of them."""
-    split, arrays, folder = inputs.split(cell), _planned_images(cell, inputs), inputs.paths.results / cell.id
+    arrays, folder = _planned_images(cell, inputs), inputs.paths.results / cell.id
     device = torch.device(cell.device)
     train_x, test_x = (_placed(images, device) for images in (arrays.train_x, arrays.test_x))
     memory = PeakMemoryTracker(device)  # after the images, which are no memory of the method's
@@ -132,15 +133,16 @@ def train_and_evaluate(
         run = build_run(cell, inputs, observe, kept)
         new = Measurements(
             started,
-            counts=_counts(arrays.test_y, split.task_sizes),
+            counts=[len(rows) for rows in columns_of(arrays.test_experience, cell.tasks)],
             diagnostic_help=run.method.diagnostic_help,
         )
         measurements = resume.resume_from_checkpoint(run, cell, folder, observe) or new
-        stream = experiences(train_x, arrays.train_y, split.task_sizes)
+        stream = experiences(train_x, arrays.train_y, arrays.train_experience)
         test_batches = TEST_BATCHES[cell.protocol.test_batches]
         for task in range(measurements.experiences, len(stream)):
-            seen = test_batches(test_x, arrays.test_y, split.task_sizes[: task + 1])
-            _run_experience(run, cell, stream[task], seen, memory, measurements, observe)
+            rows = EVALUATED[cell.scenario](arrays.test_experience, task)
+            tested = test_batches(test_x, arrays.test_y, arrays.test_experience, rows)
+            _run_experience(run, cell, stream[task], tested, arrays, memory, measurements, observe)
             if _is_evaluated(run, cell, task):  # before that, a method that trains jointly has learnt nothing
                 save(run, cell, folder, measurements)
         measurements.plain_flops = measured(
@@ -159,26 +161,27 @@ def _run_experience(
     run: CellRun,
     cell: Cell,
     experience: Any,
-    seen: SeenImages,
+    tested: TestImages,
+    arrays: Arrays,
     memory: PeakMemoryTracker,
     measurements: Measurements,
     observe: Observer,
 ) -> None:
-    """Learn a task, evaluate on the classes seen so far, and add the measurements."""
+    """Learn a task, evaluate on the test images that it asks for, and add the measurements."""
     task, faults = measurements.experiences, measurements.unmeasured
     with memory.track():
         cost = _train(run.strategy, experience, faults)
     if any(plugin.was_zero for plugin in run.strategy.plugins if isinstance(plugin, FiniteLoss)):
         measurements.zero_loss.append(task + 1)
-    row: list[int | None] = [None] * cell.tasks
+    row: list[int | None] = [None] * len(measurements.counts)
     if _is_evaluated(run, cell, task):
         observe(ProgressUpdate("evaluating", task + 1, cell.tasks))
         cost = cost.model_copy(
-            update={"eval_seconds": _seconds(run.strategy, lambda: run.strategy.eval(seen.experiences))}
+            update={"eval_seconds": _seconds(run.strategy, lambda: run.strategy.eval(tested.experiences))}
         )
-        predicted, true = _by_row(run.strategy.predictions(), seen.rows)
+        predicted = _by_row(run.strategy.predictions()[0], tested.rows)
         run.predicted[task] = predicted.to(torch.int32)
-        row = _row(predicted, true, cell.task_sizes or (), task)
+        row = _row(predicted, sorted(tested.rows), arrays, cell.tasks)
     measurements.correct.append(row)
     diagnostics = measured("diagnostics", lambda: checked_diagnostics(run.method.diagnostics()), faults)
     measurements.diagnostics.append(diagnostics or {})
@@ -208,11 +211,9 @@ def _placed(images: Any, device: torch.device) -> Any:
     return on_device(tensor, device) if isinstance(tensor, Tensor) else tensor
 
 
-def _by_row(predictions: tuple[Tensor, Tensor], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Predicted and true labels in the order of the rows that they belong to."""
-    order = torch.tensor(rows).argsort()
-    predicted, true = predictions
-    return predicted[order], true[order]
+def _by_row(predicted: Tensor, rows: Sequence[int]) -> Tensor:
+    """Predicted labels in the order of the rows that they belong to."""
+    return predicted[torch.tensor(rows).argsort()]
 
 
 def _check_unchanged(problem: str, actual: str, planned: str | None) -> None:
@@ -318,18 +319,21 @@ def _plain_flops(cell: Cell, inputs: Inputs) -> int:
     return flops_of(plain_vit(cell, inputs), images)
 
 
-def _counts(labels: Any, task_sizes: Sequence[int]) -> list[int]:
-    return [len(rows) for rows in rows_by_task(labels.tolist(), task_sizes)]
+def _row(predicted: Tensor, rows: Sequence[int], arrays: Arrays, tasks: int) -> list[int | None]:
+    """Correct predictions of the test images of each column; null for a column that was not evaluated.
+
+    Args:
+        predicted: labels of the test images of these rows, ascending.
+    """
+    hits = np.full(len(arrays.test_y), -1)
+    hits[rows] = predicted.numpy() == arrays.test_y[rows]
+    columns = (hits[of_column] for of_column in columns_of(arrays.test_experience, tasks))
+    return [None if (column < 0).any() else int(column.sum()) for column in columns]
 
 
-def _row(predicted: Tensor, true: Tensor, task_sizes: Sequence[int], task: int) -> list[int | None]:
-    """Correct predictions of each task's test images after `task`; null for later tasks."""
-    hits = (predicted == true).tolist()
-    rows = rows_by_task(true.tolist(), task_sizes)
-    return [sum(hits[row] for row in rows[j]) if j <= task else None for j in range(len(task_sizes))]
-
-
-def predictions_of(predicted: Mapping[int, Tensor], split: Split, labels: Int64Array) -> Predictions:
+def predictions_of(
+    predicted: Mapping[int, Tensor], split: Split, labels: Int64Array, scenario: Scenario
+) -> Predictions:
     """The predictions after each task, as the data set's class numbers.
 
     Args:
@@ -339,9 +343,9 @@ def predictions_of(predicted: Mapping[int, Tensor], split: Split, labels: Int64A
     dtype = predictions.class_dtype(len(split.class_order))
     classes = np.array(split.class_order, dtype)
     by_task = np.full((len(split.task_sizes), len(labels)), np.iinfo(dtype).max, dtype)
-    for task, of_seen in predicted.items():
-        seen = rows_of_classes(labels, sum(split.task_sizes[: task + 1]))
-        by_task[task, seen] = classes[of_seen.numpy()]
+    for task, of_evaluated in predicted.items():
+        evaluated = EVALUATED[scenario](split.test_experience, task)
+        by_task[task, evaluated] = classes[of_evaluated.numpy()]
     return Predictions(split.test_rows.astype(np.int32), classes[labels], by_task)
 
 
@@ -406,9 +410,10 @@ def build_run(cell: Cell, inputs: Inputs, observe: Observer, kept: Features | No
     seed_everything(cell.seed)  # building may have drawn random numbers; the method starts from the seed
     method = METHODS[cell.method.name].load()(head_init=cell.protocol.head_init, **cell.method.options)
     reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
-    finite = FiniteLoss(PROGRESS_SECONDS), FiniteLogits(cell.task_sizes or ())
+    finite = FiniteLoss(PROGRESS_SECONDS), FiniteLogits(inputs.class_names(cell))
     plugins = [*finite, PredictionCollector(), reporter]
-    return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins, kept)
+    experience = torch.from_numpy(inputs.split(cell).test_experience).to(pipeline.device)
+    return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins, kept, experience)
 
 
 def build_strategy(
@@ -419,6 +424,7 @@ def build_strategy(
     pipeline: Pipeline,
     plugins: Sequence[Any],
     kept: Features | None = None,
+    test_experience: Tensor | None = None,
 ) -> CellRun:
     """A strategy that trains `model` with `method` under the protocol.
 
@@ -426,6 +432,7 @@ def build_strategy(
         seed: of the random streams.
         plugins: called after the method.
         kept: features of the images by the frozen backbone.
+        test_experience: (m,) the experience of each test image; not needed where nothing is evaluated.
     """
     streams = {use: generator(seed, use) for use in ("augmentation", "statistics", "data order")}
     augment = AUGMENTATIONS[pipeline.geometry][protocol.augmentation]
@@ -440,6 +447,7 @@ def build_strategy(
         drop_last=protocol.drop_last,
         features=kept,
         only_head=method.frozen_backbone,
+        test_experience=test_experience,
         train_mb_size=protocol.batch_size,
         train_epochs=protocol.epochs,
         eval_mb_size=eval_batch(method, images_per_pass(model, pipeline.device, EVAL_BATCH)),

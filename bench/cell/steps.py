@@ -6,25 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.benchmarks.base import Dataset
 from bench.benchmarks.splits import Split
 from bench.cell.inputs import Inputs
 from bench.spec import Cell
 from methods.registry import METHODS
 
 
-def images_per_task(dataset: Dataset, split: Split) -> list[int]:
+def images_per_task(split: Split) -> list[int]:
     """The number of training images of each task, in the order learnt."""
-    by_class = np.bincount(dataset.train.labels[split.train_rows], minlength=len(dataset.classes))
-    ends = np.cumsum(split.task_sizes)[:-1]
-    return [int(counts.sum()) for counts in np.split(by_class[list(split.class_order)], ends)]
+    counts: list[int] = np.bincount(split.train_experience, minlength=len(split.task_sizes)).tolist()
+    return counts
 
 
 def small_batches(cell: Cell, inputs: Inputs) -> str | None:
     """A sentence about tasks that dropping the last, smaller batch would leave without any; None without."""
     if not cell.protocol.drop_last:
         return None
-    images = images_per_task(inputs.dataset(cell), inputs.split(cell))
+    images = images_per_task(inputs.split(cell))
     if METHODS[cell.method.name].load().trains_jointly:
         images = [sum(images)]
     return _sentence(images, cell.protocol.batch_size)

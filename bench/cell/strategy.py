@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,6 +38,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         precision: "fp32", or "bf16" for autocast in the forward pass (weights stay in fp32).
         features: of the images by the frozen backbone, where they are kept.
         only_head: run only the classifier on images whose features are kept.
+        test_experience: (m,) the experience of each test image, by row (`Split.test_experience`).
         settings: passed on to Avalanche.
     """
 
@@ -54,6 +53,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         drop_last: bool = False,
         features: Features | None = None,
         only_head: bool = False,
+        test_experience: Tensor | None = None,
         **settings: Any,
     ) -> None:
         with warnings.catch_warnings():  # Avalanche's metrics and loggers are not used
@@ -63,6 +63,7 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         self.statistics_collate = statistics_collate
         self.order, self.precision, self.drop_last = order, precision, drop_last
         self.features, self.only_head = features, only_head
+        self.test_experience = torch.empty(0) if test_experience is None else test_experience
         #: Images whose features were read since the training of the experience began.
         self.features_read = 0
 
@@ -82,6 +83,11 @@ class Strategy(SupervisedTemplate):  # type: ignore[misc]
         features = self.features.of("train" if self.is_training else "test", *origin)
         self.features_read += 0 if features is None else len(features)
         return features
+
+    def true_experience(self) -> Tensor:
+        """(B,) the experience that each test image of the batch belongs to; negative if to none."""
+        _, _, rows, *_ = self.mbatch
+        return self.test_experience[rows]
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """Predicted and true labels (n,) of the last evaluation, in the order of the data."""
@@ -227,22 +233,22 @@ class FiniteLogits(Plugin):
     Minus infinity is legal for a class that the method rules out, but not for all classes at once.
 
     Args:
-        task_sizes: the number of classes of each task; labels count the classes in the order learnt.
+        class_names: by label.
     """
 
-    def __init__(self, task_sizes: Sequence[int]) -> None:
+    def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
-        self.last_classes = list(accumulate(task_sizes))
+        self.class_names = class_names
 
     def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         highest = strategy.mb_output.amax(1)
         broken = ~highest.isfinite()
         if broken.any():
             label, value = strategy.mb_y[broken][0].item(), highest[broken][0].item()
-            learnt, task = strategy.clock.train_exp_counter, bisect_right(self.last_classes, label) + 1
             raise DivergedError(
-                f"the logits became {value} in the evaluation after task {learnt}, on the test images of "
-                f"task {task}; a lower learning rate may help, where the method trains"
+                f"the logits became {value} in the evaluation after task {strategy.clock.train_exp_counter}, "
+                f"on a test image of the class {self.class_names[label]}; a lower learning rate may help, "
+                "where the method trains"
             )
 
 

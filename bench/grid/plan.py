@@ -13,12 +13,23 @@ from pydantic_core import to_jsonable_python
 from bench.benchmarks.base import Benchmark
 from bench.benchmarks.splits import ORDERS, listed_order
 from bench.cell import backbone
-from bench.cell.inputs import Inputs
+from bench.cell.inputs import Inputs, as_text
 from bench.cell.one_class import warn_of_one_class
 from bench.cell.steps import small_batches
 from bench.options import read_options
 from bench.record import Record
-from bench.spec import PAPER, Cell, Choice, Component, Device, Protocol, Settings, label_of, make_protocol
+from bench.spec import (
+    PAPER,
+    Cell,
+    Choice,
+    Component,
+    Device,
+    Protocol,
+    Scenario,
+    Settings,
+    label_of,
+    make_protocol,
+)
 from methods.errors import MissingError, UsageError
 from methods.hyper import as_plain, fields_of, make_hyper
 from methods.registry import METHODS
@@ -26,7 +37,7 @@ from methods.registry import METHODS
 #: In place of the status of a record that cannot be read.
 DAMAGED = "damaged"
 #: Parts of a cell's configuration that follow from its data.
-FROM_DATA = ("data_sha256", "split_sha256", "task_sizes", "class_order", "places")
+FROM_DATA = ("data_sha256", "split_sha256", "task_sizes", "class_order", "domains", "places")
 NO_PLACES: Mapping[str, str] = {}
 
 
@@ -95,7 +106,8 @@ def _outline(
     recipe = method_class.paper_options(benchmark.name) if settings.protocol == "paper" else {}
     options = read_options(method.options, fields_of(method_class.Hyper))
     hyper = make_hyper(method.name, method_class.Hyper, {**recipe, **options})
-    tasks = settings.tasks or opened.default_tasks
+    scenario = _scenario(settings, opened)
+    tasks = settings.tasks or _default_tasks(scenario, opened, inputs)
     method_class.check(hyper, tasks)
     places = _places(opened.options)
     return Cell(
@@ -112,7 +124,30 @@ def _outline(
         backbone_sha256=None,
         protocol=protocol_of(settings, opened, method_class),
         places=tuple(places),
+        scenario=scenario,
     )
+
+
+def _scenario(settings: Settings, benchmark: Benchmark[Any]) -> Scenario:
+    """The scenario that the command asks for, or the benchmark's own.
+
+    Raises:
+        UsageError: if the benchmark does not offer it.
+    """
+    if settings.scenario is None:
+        return benchmark.scenarios[0]
+    if settings.scenario not in benchmark.scenarios:
+        raise UsageError(
+            f"{benchmark.name} has no {settings.scenario} stream; legal for it: "
+            f"{', '.join(benchmark.scenarios)}; `python -m bench list` shows the scenarios of all benchmarks"
+        )
+    return settings.scenario
+
+
+def _default_tasks(scenario: Scenario, benchmark: Benchmark[Any], inputs: Inputs) -> int:
+    if scenario == "domain-incremental":
+        return benchmark.count_domains(inputs.paths.roots)
+    return benchmark.default_tasks
 
 
 def _places(options: Any) -> dict[str, str]:
@@ -145,14 +180,16 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 def _completed(cell: Cell, inputs: Inputs, order_file: Path | None) -> Cell:
-    """Add the fields that depend on data and weights: the split, the class order, the hashes."""
+    """Add the fields that depend on data and weights: the split, the orders, the hashes."""
     if cell.protocol.class_order == "listed":
-        cell = cell.model_copy(update={"class_order": _listed(cell, inputs, order_file)})
+        cell = cell.model_copy(update=_listed(cell, inputs, order_file))
     split, weights = inputs.split(cell), inputs.backbone(cell)
+    domains = inputs.dataset(cell).domains
     return cell.model_copy(
         update={
             "task_sizes": split.task_sizes,
             "class_order": split.class_order,
+            "domains": tuple(as_text(domains[number]) for number in split.domain_order) or None,
             "split_sha256": split.sha256,
             "data_sha256": None if inputs.benchmark(cell).pinned else inputs.data_sha256(cell),
             "backbone_sha256": weights.sha256,
@@ -160,13 +197,19 @@ def _completed(cell: Cell, inputs: Inputs, order_file: Path | None) -> Cell:
     )
 
 
-def _listed(cell: Cell, inputs: Inputs, order_file: Path | None) -> tuple[int, ...]:
+def _listed(cell: Cell, inputs: Inputs, order_file: Path | None) -> dict[str, Any]:
+    """The field of the cell that a list of classes or of domains determines."""
+    what = "domains" if cell.scenario == "domain-incremental" else "classes"
     if order_file is None:
         raise UsageError(
-            "protocol.class_order=listed needs the list: give --class-order FILE, a text file with one class "
-            "name per line"
+            f"protocol.class_order=listed needs the list: give --class-order FILE, a text file with the name "
+            f"of one of the {what} per line"
         )
-    return listed_order(inputs.dataset(cell).classes, order_file, cell.seed)
+    names = inputs.what_comes(cell)
+    order = listed_order(names, order_file, cell.seed, what)
+    if cell.scenario == "domain-incremental":
+        return {"domains": tuple(as_text(names[number]) for number in order)}
+    return {"class_order": order}
 
 
 def _order_file(settings: Settings) -> Path | None:

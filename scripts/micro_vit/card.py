@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.benchmarks.digits import Digits
 from bench.benchmarks.loading import load_arrays
-from bench.benchmarks.splits import make_split
+from bench.benchmarks.splits import class_order, class_stream, make_split
 from bench.cell.backbone import MICRO_ARCHITECTURE, MICRO_NAME
 from bench.cell.batches import central, unit
 from methods.vit import embed
@@ -60,7 +60,8 @@ def features(model: VisionTransformer, pixels: np.ndarray) -> np.ndarray:
 def digits_probe(model: VisionTransformer) -> float:
     """Test accuracy of logistic regression on standardised frozen features, on the digits benchmark."""
     dataset = Digits(Digits.Options()).open([])
-    split = make_split(dataset, tasks=1, seed=0, scale=Digits.scales["full"], eval_on="test")
+    stream = class_stream(dataset, class_order(len(dataset.classes), 0), 1)
+    split = make_split(dataset, stream, scale=Digits.scales["full"], eval_on="test")
     data = load_arrays(dataset, split, 32, 1.0)
     scaler = StandardScaler().fit(features(model, data.train_x))
     probe = LogisticRegression(max_iter=5000)

@@ -154,7 +154,7 @@ def learn(choice: Choice, setting: Setting) -> list[Stage]:
     method = make_method(choice, setting)
     strategy = harness(method, setting)
     x, y = random_images(CLASSES * setting.tasks, setting.images_per_class, setting.image_size)
-    stream = experiences(x.numpy(), y.numpy(), (CLASSES,) * setting.tasks)
+    stream = experiences(x.numpy(), y.numpy(), y.numpy() // CLASSES)
     harness(make_method(choice, setting), setting).train(stream[0])  # warms up: the first run is slower
     stages = []
     for t, experience in enumerate(stream, 1):

@@ -50,7 +50,7 @@ def at_first_step(label: str, setting: Setting) -> Strategy:
     """The harness with a method, stopped before the first step of its first task."""
     strategy = cost.harness(cost.make_method(parse_choice(label), setting), setting)
     x, y = random_images(CLASSES, setting.images_per_class, setting.image_size)
-    (experience,) = experiences(x.numpy(), y.numpy(), (CLASSES,))
+    (experience,) = experiences(x.numpy(), y.numpy(), y.numpy() // CLASSES)
     stopped = cost.stop_at_step(strategy, experience)
     assert stopped is not None, f"{label} makes no steps, so it has no share of one"
     return stopped

@@ -24,7 +24,7 @@ from bench.cell.inputs import Inputs
 from bench.cell.progress import ignore
 from bench.cell.runner import EVAL_BATCH, build_run
 from bench.cell.strategy import Strategy
-from bench.cell.stream import RowDataset, experiences, tasks_of_labels
+from bench.cell.stream import RowDataset, experiences
 from bench.spec import Cell
 from methods.dualprompt import Experts, nearest
 from methods.prompts import most_frequent
@@ -62,9 +62,9 @@ def chunks(rows: Sequence[int], size: int) -> Batches:
 
 def learn(cell: Cell, inputs: Inputs) -> Strategy:
     """The strategy after the last task."""
-    split, arrays = inputs.split(cell), inputs.images(cell)
+    arrays = inputs.images(cell)
     strategy = build_run(cell, inputs, ignore).strategy
-    for experience in experiences(arrays.train_x, arrays.train_y, split.task_sizes):
+    for experience in experiences(arrays.train_x, arrays.train_y, arrays.train_experience):
         strategy.train(experience)
     return strategy
 
@@ -107,7 +107,7 @@ def study(cell: Cell, inputs: Inputs) -> Iterator[tuple[str, ...]]:
     arrays, strategy = inputs.images(cell), learn(cell, inputs)
     labels = arrays.test_y.tolist()
     images = RowDataset(torch.from_numpy(arrays.test_x), labels, range(len(labels)))
-    by_order = orders(labels, tasks_of_labels(inputs.split(cell).task_sizes), EVAL_BATCH)
+    by_order = orders(labels, arrays.test_experience.tolist(), EVAL_BATCH)
     for name in selections(strategy, cell.method.label):
         predictions = {order: predict(strategy, images, batches) for order, batches in by_order.items()}
         for row in compare(predictions, torch.tensor(labels)):

@@ -27,7 +27,7 @@ from torch import Tensor
 from bench.cell.inputs import Inputs
 from bench.cell.progress import ignore
 from bench.cell.runner import EVAL_BATCH, build_run
-from bench.cell.stream import experiences, union
+from bench.cell.stream import experiences, one_experience
 from bench.spec import Cell
 from methods import identity
 from scripts.common import plan_cells
@@ -80,7 +80,7 @@ class Tested:
 
 def train(cell: Cell, inputs: Inputs) -> Trained:
     """Train a cell; the relevance that the method computes of each task's images is recorded."""
-    split, arrays = inputs.split(cell), inputs.images(cell)
+    arrays = inputs.images(cell)
     run = build_run(cell, inputs, ignore)
     strategy, method = run.strategy, run.method
     own: list[list[Tensor]] = []
@@ -91,7 +91,7 @@ def train(cell: Cell, inputs: Inputs) -> Trained:
         return own[-1]
 
     method.own_relevance = record
-    for experience in experiences(arrays.train_x, arrays.train_y, split.task_sizes):
+    for experience in experiences(arrays.train_x, arrays.train_y, arrays.train_experience):
         strategy.train(experience)
     return Trained(strategy, method, own)
 
@@ -155,7 +155,7 @@ def percentage(correct: Tensor) -> float:
 def study(cell: Cell, inputs: Inputs) -> Iterator[tuple[Any, ...]]:
     """The rows of a cell."""
     trained, arrays = train(cell, inputs), inputs.images(cell)
-    images = union(arrays.test_x, arrays.test_y, sum(inputs.split(cell).task_sizes))
+    images = one_experience(arrays.test_x, arrays.test_y, range(len(arrays.test_y)))
     for gate in GATES:
         for row in variants(trained, test(trained, images, gate)):
             yield cell.method.label, cell.seed, gate, *row

@@ -10,8 +10,24 @@ import pytest
 from PIL import Image
 
 from bench.benchmarks import cifar100
+from bench.benchmarks.base import Dataset, Scale
+from bench.benchmarks.splits import Split, TestSource, class_order, class_stream, make_split
 
 Folder = Callable[[Path, Mapping[str, int]], Path]
+
+
+def class_split(
+    dataset: Dataset,
+    *,
+    tasks: int,
+    scale: Scale,
+    eval_on: TestSource,
+    seed: int = 0,
+    order: tuple[int, ...] | None = None,
+) -> Split:
+    """The class-incremental split of a seed, or of a class order."""
+    stream = class_stream(dataset, order or class_order(len(dataset.classes), seed), tasks)
+    return make_split(dataset, stream, scale=scale, eval_on=eval_on)
 
 
 class ClosedPixels:

@@ -13,8 +13,8 @@ import pytest
 from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import Benchmark
 from bench.benchmarks.loading import Arrays, load_arrays
-from bench.benchmarks.splits import Split, make_split
-from tests.bench.benchmarks.conftest import ClosedPixels
+from bench.benchmarks.splits import Split
+from tests.bench.benchmarks.conftest import ClosedPixels, class_split
 
 Opened = tuple[Benchmark[Any], tuple[Path, ...]]
 
@@ -38,7 +38,7 @@ def opened(
 def split_of(opened: Opened, **changed: Any) -> Split:
     benchmark, roots = opened
     arguments = {"tasks": benchmark.default_tasks, "seed": 1, "eval_on": "test"} | changed
-    return make_split(benchmark.open(roots), scale=benchmark.scales["smoke"], **arguments)
+    return class_split(benchmark.open(roots), scale=benchmark.scales["smoke"], **arguments)
 
 
 def loaded(opened: Opened, split: Split, image_size: int = 16) -> Arrays:
@@ -130,7 +130,7 @@ def test_validation_decodes_no_test_image(opened: Opened) -> None:
     closed = dataclasses.replace(
         dataset, test=dataclasses.replace(dataset.test, pixels=ClosedPixels(len(dataset.test)))
     )
-    split = make_split(closed, tasks=2, seed=0, scale=benchmark.scales["smoke"], eval_on="validation")
+    split = class_split(closed, tasks=2, seed=0, scale=benchmark.scales["smoke"], eval_on="validation")
     arrays = load_arrays(closed, split, 8, benchmark.eval_crop)
     assert not set(split.train_rows) & set(split.test_rows)
     assert len(arrays.test_x) == len(split.test_rows) > 0

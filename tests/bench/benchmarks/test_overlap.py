@@ -12,7 +12,8 @@ from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import Dataset
 from bench.benchmarks.image_folder import ImageFolder, ImageFolderOptions
 from bench.benchmarks.overlap import warnings
-from bench.benchmarks.splits import TestSource, make_split
+from bench.benchmarks.splits import TestSource
+from tests.bench.benchmarks.conftest import class_split
 
 Folder = Callable[..., Path]
 
@@ -24,7 +25,7 @@ def told(folder: Path, eval_on: TestSource = "test", scale: str = "full") -> tup
 
 
 def of(dataset: Dataset, eval_on: TestSource, scale: object) -> tuple[str, ...]:
-    return warnings(dataset, make_split(dataset, tasks=2, seed=0, scale=scale, eval_on=eval_on))  # type: ignore[arg-type]
+    return warnings(dataset, class_split(dataset, tasks=2, seed=0, scale=scale, eval_on=eval_on))  # type: ignore[arg-type]
 
 
 def test_images_of_the_test_set_that_are_trained_on_are_counted(

@@ -17,7 +17,6 @@ from bench.benchmarks.splits import (
     class_order,
     hold_out,
     listed_order,
-    make_split,
     own_order,
     split_by_rows,
     split_from_csv,
@@ -25,7 +24,7 @@ from bench.benchmarks.splits import (
     task_sizes,
 )
 from methods.errors import MissingError, UsageError
-from tests.bench.benchmarks.conftest import ClosedPixels
+from tests.bench.benchmarks.conftest import ClosedPixels, class_split
 
 ALL = Scale(train_per_class=None, test_per_class=None, epochs=1, batch_size=1)
 
@@ -95,8 +94,8 @@ def test_an_absent_or_unreadable_list_is_answered(tmp_path: Path) -> None:
 
 def test_a_split_follows_the_order_that_it_is_given() -> None:
     dataset, order = dataset_of([2] * 6, [1] * 6), (5, 3, 1, 0, 2, 4)
-    by_seed = make_split(dataset, tasks=2, seed=1, scale=ALL, eval_on="test")
-    split = make_split(dataset, tasks=2, seed=1, scale=ALL, eval_on="test", order=order)
+    by_seed = class_split(dataset, tasks=2, seed=1, scale=ALL, eval_on="test")
+    split = class_split(dataset, tasks=2, seed=1, scale=ALL, eval_on="test", order=order)
     assert split.class_order == order != by_seed.class_order
     assert split.sha256 == by_seed.sha256
 
@@ -197,7 +196,7 @@ def test_a_class_of_one_image_cannot_be_held_out_from() -> None:
 
 
 def test_test_split_takes_all_training_and_test_images() -> None:
-    split = make_split(dataset_of([4, 6], [3, 3]), tasks=2, seed=0, scale=ALL, eval_on="test")
+    split = class_split(dataset_of([4, 6], [3, 3]), tasks=2, seed=0, scale=ALL, eval_on="test")
     assert split.train_rows.tolist() == list(range(10))
     assert split.test_rows.tolist() == list(range(6))
     assert (split.test_source, split.task_sizes) == ("test", (1, 1))
@@ -206,7 +205,7 @@ def test_test_split_takes_all_training_and_test_images() -> None:
 def test_validation_is_a_part_of_training_and_leaves_the_test_set_closed() -> None:
     dataset = dataset_of([10, 20], [5, 5])
     closed = dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, pixels=ClosedPixels(10)))
-    split = make_split(closed, tasks=2, seed=0, scale=ALL, eval_on="validation")
+    split = class_split(closed, tasks=2, seed=0, scale=ALL, eval_on="validation")
     assert sorted([*split.train_rows, *split.test_rows]) == list(range(30))
     assert np.bincount(dataset.train.labels[split.test_rows]).tolist() == [2, 4]
     assert split.test_source == "validation"
@@ -215,8 +214,8 @@ def test_validation_is_a_part_of_training_and_leaves_the_test_set_closed() -> No
 def test_caps_apply_after_validation_was_held_out() -> None:
     dataset = dataset_of([10, 20], [5, 5])
     small = Scale(train_per_class=3, test_per_class=1, epochs=1, batch_size=1)
-    whole = make_split(dataset, tasks=2, seed=0, scale=ALL, eval_on="validation")
-    capped = make_split(dataset, tasks=2, seed=0, scale=small, eval_on="validation")
+    whole = class_split(dataset, tasks=2, seed=0, scale=ALL, eval_on="validation")
+    capped = class_split(dataset, tasks=2, seed=0, scale=small, eval_on="validation")
     assert np.bincount(dataset.train.labels[capped.train_rows]).tolist() == [3, 3]
     assert np.bincount(dataset.train.labels[capped.test_rows]).tolist() == [1, 1]
     assert set(capped.train_rows) <= set(whole.train_rows)
@@ -228,7 +227,7 @@ def test_split_hash_is_of_the_images_and_not_of_the_order() -> None:
 
     def sha(**changed: object) -> str:
         arguments = {"tasks": 2, "seed": 0, "scale": ALL, "eval_on": "test"} | changed
-        return make_split(dataset, **arguments).sha256  # type: ignore[arg-type]
+        return class_split(dataset, **arguments).sha256  # type: ignore[arg-type]
 
     assert sha() == sha(seed=3) == sha(tasks=1)
     smaller = Scale(train_per_class=4, test_per_class=None, epochs=1, batch_size=1)
@@ -238,7 +237,7 @@ def test_split_hash_is_of_the_images_and_not_of_the_order() -> None:
 def test_split_hash_distinguishes_training_from_test_images() -> None:
     pool = image_set_of([3])
     early, late = (split_by_rows(("class0",), pool, (np.arange(cut), np.arange(cut, 3))) for cut in (1, 2))
-    first, second = (make_split(s, tasks=1, seed=0, scale=ALL, eval_on="test") for s in (early, late))
+    first, second = (class_split(s, tasks=1, seed=0, scale=ALL, eval_on="test") for s in (early, late))
     assert first.sha256 != second.sha256
 
 

@@ -326,14 +326,17 @@ def test_the_type_of_predictions_holds_every_class_and_the_mark(classes: int, dt
     split = Split(
         class_order=tuple(reversed(range(classes))),
         task_sizes=(1, classes - 1),
+        domain_order=(),
         train_rows=np.arange(0),
+        train_experience=np.arange(0),
         test_rows=np.array([4, 7]),
+        test_experience=np.array([0, 1]),
         test_source="test",
         sha256="",
     )
     labels = np.array([0, classes - 1])
     after = {0: torch.tensor([0]), 1: torch.tensor([classes - 1, 0])}
-    arrays = predictions_of(after, split, labels)
+    arrays = predictions_of(after, split, labels, "class-incremental")
     assert (arrays.predicted.dtype, arrays.true.dtype, arrays.rows.dtype) == (dtype, dtype, np.int32)
     assert arrays.rows.tolist() == [4, 7]
     assert arrays.true.tolist() == [classes - 1, 0]

@@ -10,11 +10,10 @@ import pytest
 
 from bench.benchmarks.base import Dataset, ImageSet, Scale
 from bench.benchmarks.pixels import ArrayPixels
-from bench.benchmarks.splits import make_split
 from bench.cell.manifest import manifest_of
 from bench.cell.steps import images_per_task, small_batches
-from bench.cell.stream import rows_by_task
 from bench.spec import Cell
+from tests.bench.benchmarks.conftest import class_split
 from tests.bench.cell.conftest import CONTEXT, plan_cell
 
 #: Three tasks of digits at smoke scale, 12 training images of each class: 4, 3 and 3 classes.
@@ -29,9 +28,9 @@ def dropping(cell: Cell, batch: int, **changes: Any) -> Cell:
 def test_the_images_of_each_task_are_those_that_it_trains_on(tmp_path: Path) -> None:
     cell, inputs = plan_cell("finetune", tmp_path)
     arrays = inputs.images(cell)
-    rows = rows_by_task(arrays.train_y.tolist(), cell.task_sizes or ())
-    counts = images_per_task(inputs.dataset(cell), inputs.split(cell))
-    assert counts == [len(of_task) for of_task in rows] == SIZES
+    ends = np.cumsum(cell.task_sizes)
+    of_task = np.searchsorted(ends, arrays.train_y, side="right")
+    assert images_per_task(inputs.split(cell)) == np.bincount(of_task).tolist() == SIZES
 
 
 def test_tasks_are_cut_in_the_class_order() -> None:
@@ -40,8 +39,8 @@ def test_tasks_are_cut_in_the_class_order() -> None:
     images = ImageSet(ids, labels, ArrayPixels(np.zeros((10, 2, 2, 3), np.uint8)))
     dataset = Dataset(("a", "b", "c"), images, images)
     scale = Scale(train_per_class=None, test_per_class=None, epochs=1, batch_size=1)
-    split = make_split(dataset, tasks=2, seed=0, scale=scale, eval_on="test", order=(2, 0, 1))
-    assert images_per_task(dataset, split) == [7, 3]
+    split = class_split(dataset, tasks=2, scale=scale, eval_on="test", order=(2, 0, 1))
+    assert images_per_task(split) == [7, 3]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,12 +22,18 @@ from bench.cell.strategy import (
     coda_cosine,
     cosine,
 )
-from bench.cell.stream import experiences, union
+from bench.cell.stream import experiences, one_experience
 from bench.probes.training import PhaseTimer
 from methods.finetune import Finetune
 from methods.strategy import Plugin
 from tests.bench.conftest import arrays
 from tests.conftest import tiny_vit
+
+
+def in_pairs(per_class: int):
+    """Images and labels, and the experience of each: two classes in each of three."""
+    x, y = arrays(per_class)
+    return x, y, y // 2
 
 
 def make(
@@ -88,7 +95,7 @@ def test_every_experience_starts_again_at_the_methods_own_rate():
     recorder = Rates()
     train_x, train_y = arrays(per_class=8)
     strategy = make("fp32", Schedule(SCHEDULES["cosine"]), recorder)
-    for experience in experiences(train_x, train_y, (2, 2, 2)):
+    for experience in experiences(train_x, train_y, train_y // 2):
         strategy.train(experience)
     steps = 2 * math.ceil(16 / 8)
     expected = [5e-3 * cosine(step, steps // 2, 2) for step in range(steps)]
@@ -102,7 +109,7 @@ def test_a_dropped_batch_is_no_step_of_schedule_progress_or_cost(batch, drop_las
     reporter = ProgressReporter(lambda update: shares.append(update.share), 1, every=0.0)
     plugins = (Schedule(SCHEDULES["cosine"]), rates, timer, reporter)
     strategy = make("fp32", *plugins, batch=batch, drop_last=drop_last)
-    strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+    strategy.train(experiences(*in_pairs(per_class=8))[0])
     assert rates.rates == pytest.approx([5e-3 * cosine(step, steps, 2) for step in range(2 * steps)])
     assert timer.images == 2 * (min(steps * batch, 16))
     assert shares[1:] == pytest.approx([(step + 1) / (2 * steps) for step in range(2 * steps)])
@@ -111,7 +118,7 @@ def test_a_dropped_batch_is_no_step_of_schedule_progress_or_cost(batch, drop_las
 def test_a_task_smaller_than_a_batch_is_trained_on_as_one():
     rates, timer = Rates(), PhaseTimer()
     strategy = make("fp32", rates, timer, batch=17, drop_last=True)
-    strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+    strategy.train(experiences(*in_pairs(per_class=8))[0])
     assert (len(rates.rates), timer.images) == (2, 32)
 
 
@@ -123,7 +130,7 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(bad, every):
     strategy = make("fp32", FiniteLoss(every), batch=4)
     strategy._criterion = lambda logits, _: logits[torch.isfinite(logits)].sum() * 0 + next(factors)
     with pytest.raises(DivergedError, match=f"became {bad} in task 1, epoch 2, step 2;"):
-        strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+        strategy.train(experiences(*in_pairs(per_class=8))[0])
 
 
 class Counted(torch.Tensor):
@@ -145,29 +152,29 @@ def test_losses_are_read_off_the_device_once_an_epoch_and_not_at_every_step():
     strategy = make("fp32", FiniteLoss(3600.0), batch=4)
     criterion = strategy._criterion
     strategy._criterion = lambda *arguments: criterion(*arguments).as_subclass(Counted)
-    strategy.train(experiences(*arrays(per_class=8), (2, 2, 2))[0])
+    strategy.train(experiences(*in_pairs(per_class=8))[0])
     assert Counted.reads == 2  # epochs
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_not_finite_end_the_evaluation_and_say_of_which_task(bad):
-    strategy = make("fp32", FiniteLogits((2, 2, 2)))
+def test_logits_that_are_not_finite_end_the_evaluation_and_say_of_which_class(bad):
+    strategy = make("fp32", FiniteLogits(list("abcdef")))
     x, y = arrays(per_class=5)
-    for experience in experiences(x, y, (2, 2, 2))[:2]:
+    for experience in experiences(x, y, y // 2)[:2]:
         strategy.train(experience)
     forward = strategy.forward
     strategy.forward = lambda: forward().masked_fill(strategy.mb_y[:, None] >= 2, bad)
-    with pytest.raises(DivergedError, match=f"became {bad} in the evaluation after task 2, .* of task 2;"):
-        strategy.eval([union(x, y, 4)])
+    with pytest.raises(DivergedError, match=f"became {bad} in the evaluation after task 2, .* class c;"):
+        strategy.eval([one_experience(x, y, np.flatnonzero(y < 4))])
 
 
 def test_logits_of_classes_that_are_ruled_out_may_be_minus_infinity():
-    strategy = make("fp32", FiniteLogits((2, 2, 2)), PredictionCollector())
+    strategy = make("fp32", FiniteLogits(list("abcdef")), PredictionCollector())
     x, y = arrays(per_class=5)
-    strategy.train(experiences(x, y, (2, 2, 2))[0])
+    strategy.train(experiences(x, y, y // 2)[0])
     forward = strategy.forward
     strategy.forward = lambda: forward().index_fill(1, torch.tensor([1]), -math.inf)
-    strategy.eval([union(x, y, 2)])
+    strategy.eval([one_experience(x, y, np.flatnonzero(y < 2))])
     assert set(strategy.predictions()[0].tolist()) == {0}
 
 
@@ -193,21 +200,21 @@ def test_bf16_is_used_for_the_pass_and_logits_are_in_fp32():
 def test_weights_stay_in_fp32_under_bf16():
     strategy = make("bf16")
     train_x, train_y = arrays(per_class=4)
-    strategy.train(experiences(train_x, train_y, (2, 2, 2))[0])
+    strategy.train(experiences(train_x, train_y, train_y // 2)[0])
     assert {p.dtype for p in strategy.model.parameters()} == {torch.float32}
 
 
 def test_one_evaluation_pass_predicts_all_images_of_the_seen_classes():
     strategy = make("fp32", PredictionCollector())
     x, y = arrays(per_class=5)
-    for experience in experiences(x, y, (2, 2, 2))[:2]:
+    for experience in experiences(x, y, y // 2)[:2]:
         strategy.train(experience)
-    strategy.eval([union(x, y, 4)])
+    strategy.eval([one_experience(x, y, np.flatnonzero(y < 4))])
     predicted, true = strategy.predictions()
     assert len(predicted) == 4 * 5
     assert set(true.tolist()) == {0, 1, 2, 3}
     assert set(predicted.tolist()) <= {0, 1, 2, 3}
-    strategy.eval([union(x, y, 2)])
+    strategy.eval([one_experience(x, y, np.flatnonzero(y < 2))])
     assert len(strategy.predictions()[0]) == 2 * 5
 
 
@@ -215,7 +222,7 @@ def test_progress_is_reported_in_order():
     updates = []
     strategy = make("fp32", ProgressReporter(updates.append, experiences=3, every=0.0))
     x, y = arrays(per_class=8)
-    strategy.train(experiences(x, y, (2, 2, 2))[0])
+    strategy.train(experiences(x, y, y // 2)[0])
     assert updates[0].epoch == 0
     steps = updates[1:]
     assert [update.epoch for update in steps] == [1, 1, 2, 2]

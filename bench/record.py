@@ -295,8 +295,8 @@ def _check_counts(correct: list[list[int | None]], counts: list[int], tasks: int
     columns = len(counts)
     if columns not in (1, tasks) or len(correct) != tasks or any(len(row) != columns for row in correct):
         raise ValueError(
-            f"counts must have {tasks} entries (or 1, of a test set for all tasks), and correct {tasks} rows of "
-            "as many"
+            f"counts must have {tasks} entries (or 1, of a test set for all tasks), and correct {tasks} rows "
+            "of as many"
         )
     if min(counts) < 1:
         raise ValueError("counts: every task needs at least one test image")

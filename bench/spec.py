@@ -163,8 +163,8 @@ class Settings(FrozenModel):
     class_order: str | None = Field(
         None,
         description="seeded: the data set's own order for seed 0, else shuffled (default) | identity: its "
-        "own order for every seed | FILE: as seeded, but its lines, one class name each, are the own order; in "
-        "a domain-incremental stream the order of the domains",
+        "own order for every seed | FILE: as seeded, but its lines, one class name each, are the own order; "
+        "in a domain-incremental stream it is the order of the domains",
     )
     data_root: Path | None = Field(None, description="folder that is searched first for data and weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda (default: auto)")

@@ -2,9 +2,9 @@
 
 A method is a complete Avalanche plugin. At the first experience it freezes the model, opens the seams of
 its attention and replaces the classifier (`attach`). At every experience it adds a head for new classes, if
-there are any, and its own parts (`start_experience`), fills the optimiser with exactly the trainable parameters, without
-state from earlier experiences, and restricts the loss to the current classes. Afterwards `model(x)` in eval
-mode is the whole inference: over all classes seen, without a task id.
+there are any, and its own parts (`start_experience`), fills the optimiser with exactly the trainable
+parameters, without state from earlier experiences, and restricts the loss to the current classes. Afterwards
+`model(x)` in eval mode is the whole inference: over all classes seen, without a task id.
 
 A new method subclasses `Method[MyHyper]`, sets `Hyper = MyHyper`, and overrides what it needs of `adapt`,
 `grow`, `begin` and `end`. A further loss term is added in Avalanche's `before_backward`.
@@ -135,6 +135,11 @@ class Method(Plugin, Generic[H]):
         another loss.
         """
         return cls.trains_jointly or cls.after_forward is not Method.after_forward
+
+    @classmethod
+    def least_images(cls, hyper: H) -> int:
+        """The training images that every experience needs, at least; planning refuses a stream with fewer."""
+        return 1
 
     @classmethod
     def paper(cls, benchmark: str) -> Mapping[str, object]:

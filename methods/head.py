@@ -104,6 +104,31 @@ class ClassHead(nn.Module):
             first += head.out_features
 
 
+class HeadPerExperience(ClassHead):
+    """A linear head for each experience over all its classes, also where they come again.
+
+    A class has a row in the head of each experience that it is in; the largest of their logits counts.
+    """
+
+    def grow(self, classes: Sequence[int]) -> nn.Module:
+        """Add a head for these class ids; return it, trainable."""
+        head = self._new_head(sorted(classes))
+        head.register_buffer("classes", torch.tensor(sorted(classes), device=self.columns.device))
+        self.tasks.append(head)
+        return head
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """(B, rows) -> (B, C): the largest logit of each class."""
+        lowest = logits.new_full((len(logits), self.width), -torch.inf)
+        return lowest.scatter_reduce(1, self.columns.expand_as(logits), logits, "amax")
+
+    @torch.no_grad()
+    def assign(self, classes: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Set the head of the last experience, whose class ids these are."""
+        self.heads[-1].weight.copy_(weight)
+        self.heads[-1].bias.copy_(bias)
+
+
 def mask_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
     """Logits (B, C) with all classes but `classes` at minus infinity: the input of the local cross-entropy.
 

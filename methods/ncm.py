@@ -12,7 +12,7 @@ Shapes: C classes of the experience, D width of the features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods.base import Method
-from methods.head import ClassHead
+from methods.head import ClassHead, HeadPerExperience
 from methods.hyper import STRICT, hyper
 from methods.passes import clean_features
 from methods.registry import register
@@ -57,7 +57,7 @@ class Ncm(Method[NcmHyper]):
         return True
 
     def make_head(self, model: VisionTransformer) -> ClassHead:
-        kind = ClassHead if self.hyper.prototypes == "pooled" else PrototypeHead
+        kind = ClassHead if self.hyper.prototypes == "pooled" else HeadPerExperience
         return kind(model.num_features, self.head_init)
 
     def begin(self, strategy: StrategyLike) -> None:
@@ -83,26 +83,6 @@ class Ncm(Method[NcmHyper]):
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """SGD with rate 0: every strategy asks for an optimiser, and there is nothing to train."""
         return torch.optim.SGD(parameters, lr=0.0)
-
-
-class PrototypeHead(ClassHead):
-    """Rows of a class for each experience that it is in; the largest of their logits counts."""
-
-    def grow(self, classes: Sequence[int]) -> nn.Module:
-        head = self._new_head(sorted(classes))
-        head.register_buffer("classes", torch.tensor(sorted(classes), device=self.columns.device))
-        self.tasks.append(head)
-        return head
-
-    def assign(self, classes: Tensor, weight: Tensor, bias: Tensor) -> None:
-        """Set the rows of the last experience, whose class ids these are."""
-        self.heads[-1].weight.data.copy_(weight)
-        self.heads[-1].bias.data.copy_(bias)
-
-    def spread(self, logits: Tensor) -> Tensor:
-        """(B, rows) -> (B, C), the largest logit of each class."""
-        lowest = logits.new_full((len(logits), self.width), -torch.inf)
-        return lowest.index_reduce(1, self.columns, logits, "amax")
 
 
 @torch.no_grad()

@@ -131,9 +131,7 @@ class PromptMethod(Method[H]):
         return self._diagnostics | {self.weights_diagnostic: rows, "prompts_in_use": in_use}
 
     def of_learnt(self) -> tuple[Tensor, Tensor]:
-        """Of the evaluated images that belong to an experience already learnt: the experience (n,), the prompt
-        weights (n, M).
-        """
+        """Of the evaluated images of experiences learnt: their experience (n,), prompt weights (n, M)."""
         if not self.evaluated or self.model is None:
             return torch.empty(0), torch.empty(0, 0)
         experience, weights = (torch.cat(parts) for parts in zip(*self.evaluated, strict=True))

@@ -173,25 +173,32 @@ def _open(attention: nn.Module) -> SeamAttention:
     return opened
 
 
-class InputTokens:
-    """Tokens added to the sequence before the first block; the classifier reads the mean of their outputs.
+class AddedTokens:
+    """Tokens added to the sequence before the first block; the classifier reads what it reads in timm.
 
     They follow the image's own tokens, so that the class token stays first, and have no position embedding.
     Attention does not depend on the order of tokens, so their place has no other effect.
 
     Attributes:
-        prompt: the tokens (B, L, D); None: nothing is added, and the classifier reads what it reads in timm.
+        prompt: the tokens (B, L, D); None: nothing is added.
     """
 
     def __init__(self, vit: VisionTransformer) -> None:
         self.prompt: Tensor | None = None
-        self._pooled: Tensor | None = None
         vit.norm_pre.register_forward_hook(self._append)
-        vit.norm.register_forward_hook(self._pool)
-        vit.fc_norm.register_forward_pre_hook(self._replace)
 
     def _append(self, module: nn.Module, inputs: object, tokens: Tensor) -> Tensor:
         return tokens if self.prompt is None else torch.cat([tokens, self.prompt.to(tokens.dtype)], 1)
+
+
+class InputTokens(AddedTokens):
+    """As `AddedTokens`, but the classifier reads the mean of the outputs of the added tokens."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__(vit)
+        self._pooled: Tensor | None = None
+        vit.norm.register_forward_hook(self._pool)
+        vit.fc_norm.register_forward_pre_hook(self._replace)
 
     def _pool(self, module: nn.Module, inputs: object, tokens: Tensor) -> None:
         self._pooled = None if self.prompt is None else tokens[:, -self.prompt.shape[1] :].mean(1)

@@ -286,16 +286,16 @@ def _check_domains(dataset: Dataset) -> None:
         ]
         if absent:
             raise UsageError(
-                f"in a domain-incremental stream every domain has every class, and {len(absent)} have no {name} "
-                f"image: {abbreviate(absent)}; add images, or move the class or the domain elsewhere"
+                f"in a domain-incremental stream every domain has every class, and {len(absent)} have no "
+                f"{name} image: {abbreviate(absent)}; add images, or move the class or the domain elsewhere"
             )
 
 
 def make_split(dataset: Dataset, stream: Stream, *, scale: Scale, eval_on: TestSource) -> Split:
     """Divide a data set for one stream.
 
-    On validation, a fifth of the training images is held out first, of each class and domain, and the test set
-    is not read. Then the scale's limits apply to the training and to the test images.
+    On validation, a fifth of the training images is held out first, of each class and domain, and the test
+    set is not read. Then the scale's limits apply to the training and to the test images.
 
     Raises:
         UsageError: for a class too small to hold out from.

@@ -1,4 +1,4 @@
-"""A method in Avalanche's own strategy, on a stream of three experiences with two classes each."""
+"""A method in Avalanche's own strategy, on three experiences: of two classes each, or of a domain each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from avalanche.benchmarks import class_incremental_benchmark
+from avalanche.benchmarks import (
+    benchmark_from_datasets,
+    class_incremental_benchmark,
+    with_classes_timeline,
+)
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import Naive
@@ -72,9 +76,10 @@ class Run:
         plugins: Sequence[Any] = (),
         experiences: int = CLASSES // 2,
         vit: Callable[[], Any] = deep_vit,
+        make_stream: Callable[[], Any] | None = None,
         **options: Any,
     ) -> None:
-        self.benchmark, self.epochs = stream(), epochs
+        self.benchmark, self.epochs = (make_stream or stream)(), epochs
         self.model = vit()
         self.before = copy_of(self.model)
         torch.manual_seed(seed)
@@ -110,6 +115,29 @@ def stream(augment: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any
     return class_incremental_benchmark(sets, num_experiences=CLASSES // 2, class_order=ORDER)
 
 
+#: What is done to the images of each domain.
+DOMAINS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    lambda x: x,
+    lambda x: -x,
+    lambda x: x.transpose(-1, -2),
+)
+
+
+def domains() -> Any:
+    """A stream of three domains with all six classes each; test images of a domain are those it is taught."""
+    images, labels = synthetic()
+    sets = []
+    for change in DOMAINS:
+        data = TensorDataset(change(images), labels)
+        data.targets = labels.tolist()
+        sets.append(as_classification_dataset(data))
+    return with_classes_timeline(benchmark_from_datasets(train=sets, test=sets))
+
+
+#: The streams that every method is held to, by scenario.
+STREAMS: dict[str, Callable[[], Any]] = {"class-incremental": stream, "domain-incremental": domains}
+
+
 def learner(model: Any, method: Any, plugins: Sequence[Any] = (), *, epochs: int = 8) -> Naive:
     """Avalanche's own strategy with the method plugged in, before the other plugins."""
     return Naive(
@@ -128,15 +156,15 @@ def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def trained() -> Callable[[str], Run]:
-    """Each method is trained once for all contract tests, which only look."""
-    runs: dict[str, Run] = {}
+def trained() -> Callable[..., Run]:
+    """Each method is trained once on each stream for all contract tests, which only look."""
+    runs: dict[tuple[str, str], Run] = {}
 
-    def run(name: str) -> Run:
-        if name not in runs:
+    def run(name: str, scenario: str = "class-incremental") -> Run:
+        if (name, scenario) not in runs:
             with torch.enable_grad():  # whatever the test that asks first is in
-                runs[name] = Run(name)
-        return runs[name]
+                runs[name, scenario] = Run(name, make_stream=STREAMS[scenario])
+        return runs[name, scenario]
 
     return run
 

@@ -24,13 +24,13 @@ from bench.record import read_folders
 from bench.spec import Settings, read_toml, run_options, settings_from
 from bench.storage import StorageError, is_writable_folder, nearest_existing
 from methods.errors import UsageError, abbreviate, one_line, plain_name, quote
-from methods.registry import METHODS, Entry
+from methods.registry import DEFAULT_METHODS, METHODS, Entry
 
 DONE, SOME_FAILED, NOT_UNDERSTOOD = 0, 1, 2
 
 EXAMPLES = """\
 examples:
-  python -m bench run                                   every method on the embedded default
+  python -m bench run                                   nine methods on the embedded default
   python -m bench run --methods finetune,joint --benchmarks cifar100 --scale quick --seeds 0,1
   python -m bench run --methods finetune,finetune:rank=4 --set protocol.epochs=5
   python -m bench run --config grid.toml --dry-run
@@ -183,7 +183,7 @@ def run(
 
 def gather(options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """The values of the config file, overridden by the command line: (settings, dotted options)."""
-    values: dict[str, Any] = {"methods": tuple(METHODS), "benchmarks": ("digits",)}
+    values: dict[str, Any] = {"methods": DEFAULT_METHODS, "benchmarks": ("digits",)}
     sets: list[tuple[str, Any]] = []
     if options.config is not None:
         content = read_toml(options.config)
@@ -196,7 +196,16 @@ def gather(options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str,
     for name in ("methods", "benchmarks", "seeds"):
         if name in values:
             values[name] = _split(values[name])
+    values["methods"] = _with_all(values["methods"])
     return values, sets + [parse_assignment(text) for text in options.set]
+
+
+def _with_all(methods: Any) -> Any:
+    """The names, with every registered method in place of "all"; anything but a list of texts as it is."""
+    if not isinstance(methods, list | tuple) or "all" not in methods:
+        return methods
+    named = [name for text in methods for name in (METHODS if text == "all" else [text])]
+    return tuple(dict.fromkeys(named))
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

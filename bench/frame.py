@@ -55,7 +55,8 @@ def load(results: Path | str, what: What = "cells") -> pd.DataFrame:
       `latency_batch_1_ratio_to_plain_vit`; peak memory; conditions, such as `backbone` and `device`; settings
       by owner, such as `method.rank`, `benchmark.split` and `protocol.epochs`.
     - "tasks": one row per cell, `after_task` (the task just learnt) and `test_task` (the task that the test
-      images belong to). Columns: `correct`, `count`, `accuracy_fraction`.
+      images belong to; 1 where one test set is that of all tasks). Columns: `test_domain` (its name, in a
+      domain-incremental stream), `correct`, `count`, `accuracy_fraction`.
     - "experiences": one row per cell and `task`. Columns: what training cost, and the sizes after it.
     - "latency": one row per timed call. Columns: `after_task`, `batch` (images per call), `round`, `model`
       ("method", or "plain ViT" for the timm ViT without a method, timed in the same rounds), `seconds`.
@@ -130,6 +131,7 @@ def cell_columns(records: Iterable[Record]) -> list[Column]:
         Column("scale", TEXT, lambda record: record.config.get("scale")),
         Column("eval_on", TEXT, lambda record: record.config.get("eval_on")),
         Column("tasks", COUNT, lambda record: record.tasks),
+        Column("scenario", TEXT, lambda record: record.scenario),
         Column("image_size_pixels", INTEGER, lambda record: _part(record, "protocol").get("image_size")),
         Column("precision", TEXT, lambda record: record.manifest.precision),
         Column("device", TEXT, lambda record: record.manifest.device),
@@ -289,6 +291,7 @@ def _by_column(names: Iterable[str], rows: Sequence[tuple[Any, ...]]) -> dict[st
 TASKS = {
     "after_task": COUNT,
     "test_task": COUNT,
+    "test_domain": TEXT,
     "correct": COUNT,
     "count": COUNT,
     "accuracy_fraction": FLOAT,
@@ -296,8 +299,9 @@ TASKS = {
 
 
 def _task_values(folder: Path, record: Record) -> Mapping[str, Any]:
+    domains = dict(enumerate(record.domains or (), start=1)) if len(record.counts or ()) > 1 else {}
     rows = [
-        (learnt, tested, hits, count, hits / count)
+        (learnt, tested, domains.get(tested), hits, count, hits / count)
         for learnt, row in enumerate(record.correct or (), start=1)
         for tested, (hits, count) in enumerate(zip(row, record.counts or (), strict=True), start=1)
         if hits is not None

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Literal
 
+from bench.spec import Scenario
+
 #: correct[i][j]: test images of task j classified correctly after learning task i; None: not evaluated.
 Correct = Sequence[Sequence[int | None]]
 #: counts[j]: test images of task j.
@@ -27,7 +29,8 @@ class Metric:
     """One number about a finished cell.
 
     `unit` is "fraction" (of images, 0 to 1) or "difference" (of two fractions, -1 to 1); `direction`
-    says which end is good; `source` is where the definition comes from.
+    says which end is good; `source` is where the definition comes from; `domain_title` is its title in a
+    domain-incremental stream, where that is another.
     """
 
     name: str
@@ -37,6 +40,11 @@ class Metric:
     direction: Literal["higher", "lower"]
     source: str
     compute: Callable[[Correct, Counts], float | None]
+    domain_title: str | None = None
+
+    def title_in(self, scenario: Scenario) -> str:
+        """Its title among the results of a scenario."""
+        return self.domain_title if scenario == "domain-incremental" and self.domain_title else self.title
 
 
 def accuracy_matrix(correct: Correct, counts: Counts) -> Matrix:
@@ -139,6 +147,13 @@ def compute_all(correct: Correct, counts: Counts) -> dict[str, float | None]:
     return {metric.name: metric.compute(correct, counts) for metric in METRICS}
 
 
+def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
+    """The metrics that results of a scenario may have."""
+    return tuple(
+        metric for metric in METRICS if scenario == "domain-incremental" or metric.name not in OF_DOMAINS_ONLY
+    )
+
+
 def _mean(values: Iterable[float | None]) -> float | None:
     """None if a value is missing or there are none. fsum: the same bits on every Python version."""
     numbers = list(values)
@@ -165,6 +180,7 @@ METRICS: tuple[Metric, ...] = (
         "higher",
         "Lopez-Paz and Ranzato, 2017",
         accuracy,
+        "final accuracy, mean over domains",
     ),
     Metric(
         "accuracy_weighted",
@@ -174,6 +190,7 @@ METRICS: tuple[Metric, ...] = (
         "higher",
         "the code of CODA-Prompt and InfLoRA",
         accuracy_weighted,
+        "final accuracy, pooled over the images of all domains",
     ),
     Metric(
         "average_incremental_accuracy",
@@ -230,3 +247,6 @@ METRICS: tuple[Metric, ...] = (
         unseen_accuracy,
     ),
 )
+
+#: Metrics that need test images of tasks that are not learnt yet.
+OF_DOMAINS_ONLY = ("unseen_accuracy",)

@@ -130,7 +130,8 @@ class Settings(FrozenModel):
     methods: tuple[Choice, ...] = Field(
         min_length=1,
         description="names, separated by commas; a variant is name:option=value+option=value, with quotes "
-        "around a value that has a comma or a plus (default: all)",
+        "around a value that has a comma or a plus; all: every registered one (default: the five methods "
+        "that the project is about, and four references)",
     )
     benchmarks: tuple[Choice, ...] = Field(
         min_length=1, description="names, separated by commas; options as with methods (default: digits)"

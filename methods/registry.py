@@ -134,3 +134,9 @@ class Registry(Mapping[str, Entry[T]]):
 METHODS: Registry[type[Method]] = Registry(
     "method", "methods", Path(__file__).parent, "duallora_bench.methods"
 )
+
+#: What is run where no method is named: the methods that the project is about, and the references.
+DEFAULT_METHODS = (
+    *("coda-prompt", "duallora", "dualprompt", "inflora", "l2p"),
+    *("finetune", "joint", "linear-probe", "ncm"),
+)

@@ -35,6 +35,7 @@ def sheets(group: Group) -> list[Sheet]:
         ("headline", f"Results on {group.title}", tables.headline(group)),
         ("paired", f"Differences from {reference} on {group.title}, paired by seed", pairs),
         ("other-metrics", f"Other metrics on {group.title}", tables.other_metrics(group)),
+        ("by-domain", f"Results by domain on {group.title}", tables.by_domain(group)),
         *((slug(p.title), f"{p.title} on {group.title}", p.table) for p in costs.parts(group)),
         ("published", f"Published numbers and ours on {group.title}", published_table),
         ("diagnostics", f"Diagnostics on {group.title}", tables.diagnostics_table(group)),

@@ -16,11 +16,12 @@ from typing import Any
 
 from bench.model import ADDED
 from bench.record import Record
+from bench.spec import Scenario
 from methods.errors import UsageError
 from reports.ranking import Run
 from reports.stats import estimate
 from reports.text import slug
-from reports.values import Value, final_accuracy, metric_value
+from reports.values import Value, final_accuracy
 
 #: Name of a condition -> its value as text; None where a cell ended before the value was known.
 Facts = dict[str, str | None]
@@ -31,6 +32,7 @@ _NOT_SHARED = frozenset(
         "method",
         "seed",
         "class_order",
+        "domains",
         "task_sizes",
         "split_sha256",
         "data_sha256",
@@ -68,7 +70,7 @@ class Row:
     @cached_property
     def is_reference(self) -> bool:
         """Whether it was evaluated after the last task only, as a method that trains on all tasks at once."""
-        return bool(self.done) and set(self.values(metric_value("learning_accuracy"))) == {None}
+        return bool(self.done) and all(map(_evaluated_once, self.done))
 
     @property
     def is_ranked(self) -> bool:
@@ -101,7 +103,7 @@ class Row:
 
     @cached_property
     def _runs(self) -> list[Run]:
-        return [(record.seed, tuple(record.class_order or ())) for record in self.done]
+        return [(record.seed, order_of(record)) for record in self.done]
 
     def metric(self, name: str) -> list[float | None]:
         """A metric of each finished cell, as a fraction."""
@@ -128,6 +130,11 @@ class Group:
         return [record for row in self.rows for record in row.done]
 
     @property
+    def scenario(self) -> Scenario:
+        """The scenario of all its cells."""
+        return self.records[0].scenario
+
+    @property
     def ranked(self) -> list[Row]:
         """The rows that are compared with each other, best first."""
         return [row for row in self.rows if row.is_ranked]
@@ -137,6 +144,17 @@ class Group:
         """A unique start for file names, which does not depend on what else is in the report."""
         content = json.dumps([self.benchmark, self.facts], sort_keys=True)
         return f"{slug(self.benchmark)}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def order_of(record: Record) -> tuple[str, ...]:
+    """What the record learnt, in order: its domains or, in a class-incremental stream, its class numbers."""
+    return tuple(record.domains or map(str, record.class_order or ()))
+
+
+def _evaluated_once(record: Record) -> bool:
+    """Whether it has several tasks, and was evaluated after the last one only."""
+    before = (record.correct or [])[:-1]
+    return bool(before) and all(value is None for row in before for value in row)
 
 
 def group(records: Sequence[Record]) -> list[Group]:
@@ -152,7 +170,7 @@ def group(records: Sequence[Record]) -> list[Group]:
         for benchmark, of_benchmark in sorted(_by_benchmark(records).items())
         for facts, members in _by_condition(of_benchmark)
     ]
-    return [titled for benchmark in _names(groups) for titled in _titled(groups, benchmark)]
+    return [titled for name in _names(groups) for titled in _titled(groups, *name)]
 
 
 # ---- several records of one cell ---------------------------------------------------------------
@@ -262,15 +280,16 @@ def _options_of_benchmark(record: Record) -> Facts:
     return _flat({name: value for name, value in options.items() if name not in places})
 
 
-def _names(groups: Sequence[Group]) -> list[str]:
-    return sorted({group.benchmark for group in groups})
+def _names(groups: Sequence[Group]) -> list[tuple[str, Scenario]]:
+    return sorted({(group.benchmark, group.scenario) for group in groups})
 
 
-def _titled(groups: Sequence[Group], benchmark: str) -> Iterator[Group]:
-    """The groups of a benchmark; where there are several, each title names the conditions that differ."""
-    members = [group for group in groups if group.benchmark == benchmark]
+def _titled(groups: Sequence[Group], benchmark: str, scenario: Scenario) -> Iterator[Group]:
+    """The groups of a benchmark in a scenario; where there are several, the titles say what differs."""
+    members = [group for group in groups if (group.benchmark, group.scenario) == (benchmark, scenario)]
     for member, difference in zip(members, distinguish([m.facts for m in members]), strict=True):
-        yield replace(member, title=f"{benchmark} ({difference})" if difference else benchmark)
+        title = f"{benchmark}, {scenario}"
+        yield replace(member, title=f"{title} ({difference})" if difference else title)
 
 
 def distinguish(several: Sequence[Facts]) -> list[str]:

@@ -142,6 +142,7 @@ def _read(path: Path) -> PublishedSource:
 DUALLORA = (
     "DualLoRA: no published number could be verified; the paper's text and code were not available to us."
 )
+OF_CLASSES = "The sources in results/published are about class-incremental streams only."
 HOW_TO_READ = (
     "Published values are as their sources state them: n is the number of runs, and ± is a standard "
     "deviation only where sd is written. Here, ± is the 95 % t-interval over seeds. Comparable means that "
@@ -154,6 +155,8 @@ def compare(group: Group, sources: Sequence[PublishedSource]) -> Comparison | No
     """The published numbers of the group's methods next to ours; None without sources."""
     if not sources:
         return None
+    if group.scenario != "class-incremental":
+        return Comparison(None, (), (OF_CLASSES,))
     entries = [entry for row in group.rows if row.done for entry in _entries(row, sources)]
     reasons = tuple(dict.fromkeys(entry.reason for entry in entries if entry.reason))
     return Comparison(_table(entries, reasons), reasons, tuple(_notes(group, sources, entries)))

@@ -1,7 +1,7 @@
 """Which of several methods is best, and which others are not significantly different from it.
 
 Everything here compares values by run. Two runs are paired if they have the same seed and learnt the classes
-in the same order; intervals are those of the paired differences.
+or the domains in the same order; intervals are those of the paired differences.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ TOLERANCE = 1e-9
 
 Direction = Literal["higher", "lower"]
 
-#: A seed and the class order it led to.
-Run = tuple[int, tuple[int, ...]]
+#: A seed, and the order of classes or domains that it led to.
+Run = tuple[int, tuple[str, ...]]
 Values = Mapping[Run, float]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from bench.metrics import METRICS
+from bench.metrics import metrics_of
 from bench.record import Record
+from bench.spec import Scenario
 from methods.errors import UsageError, abbreviate
 from reports import costs, diagnostics, figures, files, folder, html, published, summary, tables
 from reports.folder import FIGURES_FOLDER, REPORT_NAME, TABLES_FOLDER, TITLE
-from reports.groups import Group, group, in_order, method_facts, phrase
+from reports.groups import Group, group, in_order, method_facts, order_of, phrase
 from reports.tables import SCALE_OF_UNIT, Table
 from reports.text import code, counted, escape, in_table
 from reports.warnings import unfinished, warnings
@@ -19,6 +20,8 @@ HTML_NAME = "report.html"
 CELLS_NAME = "cells.csv"
 
 UNKNOWN = "unknown"
+#: What the tasks of a scenario bring.
+WHAT_COMES: dict[Scenario, str] = {"class-incremental": "Classes", "domain-incremental": "Domains"}
 #: Names of classes in the report; the records have all.
 NAMES_SHOWN = 200
 
@@ -107,7 +110,7 @@ def _lines(
     yield from _top(records, groups)
     for g in groups:
         yield from _results(g, drawn[g.stem])
-    yield from _formulas()
+    yield from _formulas({g.scenario for g in groups})
     yield from ["## Conditions", ""]
     for g in groups:
         yield from _conditions(g)
@@ -176,6 +179,11 @@ def _details(g: Group) -> Iterator[str]:
         yield from [escape(tables.PAIRED_NOTE), ""]
     yield from ["### Other metrics", ""]
     yield from _markdown(tables.other_metrics(g))
+    by_domain = tables.by_domain(g)
+    if by_domain is not None:
+        yield from ["### By domain", ""]
+        yield from _markdown(by_domain)
+        yield from [tables.BY_DOMAIN_NOTE, ""]
     yield from _costs(g)
 
 
@@ -221,12 +229,13 @@ def _diagnostics(g: Group, drawn: Drawn) -> Iterator[str]:
 # ---- formulas and conditions -------------------------------------------------------------------
 
 
-def _formulas() -> Iterator[str]:
+def _formulas(scenarios: Collection[Scenario]) -> Iterator[str]:
     yield from ["## Metrics", ""]
     yield "T is the number of tasks; a[i,j] is the accuracy on task j's test images after learning task i:"
     yield "correct[i,j] / count[j]. Fractions are shown in percent, their differences in points."
     yield ""
-    for metric in METRICS:
+    metrics = dict.fromkeys(metric for scenario in sorted(scenarios) for metric in metrics_of(scenario))
+    for metric in metrics:
         about = f"{SCALE_OF_UNIT[metric.unit]}, {metric.direction} is better; {metric.source}"
         yield f"- **{escape(metric.title)}** ({code(metric.name)}, {escape(about)}): {code(metric.formula)}"
     yield ""
@@ -239,7 +248,7 @@ def _conditions(g: Group) -> Iterator[str]:
         yield f"| {in_table(escape(name))} | {in_table(', '.join(map(code, values)))} |"
     yield ""
     yield from _list_of("Settings of the methods:", _settings(g))
-    yield from _list_of("Classes in the order learnt:", _class_orders(g))
+    yield from _list_of(f"{WHAT_COMES[g.scenario]} in the order learnt:", _orders(g))
     yield from _list_of("Names of the classes:", _class_names(g))
     yield from _list_of("Commands:", map(code, _distinct(r.manifest.command for r in g.records)))
 
@@ -296,10 +305,11 @@ def _settings(g: Group) -> Iterator[str]:
         yield f"{escape(row.method)}: {settings}"
 
 
-def _class_orders(g: Group) -> Iterator[str]:
-    orders = {(record.seed, tuple(record.class_order)) for record in g.records if record.class_order}
+def _orders(g: Group) -> Iterator[str]:
+    orders = {(record.seed, order_of(record)) for record in g.records if record.class_order}
+    between = ", " if g.scenario == "domain-incremental" else " "
     for seed, order in sorted(orders):
-        yield f"seed {seed}: {code(' '.join(map(str, order)))}"
+        yield f"seed {seed}: {code(between.join(order))}"
 
 
 def _class_names(g: Group) -> Iterator[str]:

@@ -14,8 +14,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.metrics import METRICS, Metric
-from bench.record import DiagnosticValue, is_list
+from bench.metrics import Metric, forgetting_by_task, metrics_of
+from bench.record import DiagnosticValue, Record, is_list
+from bench.spec import Scenario
 from reports import diagnostics, ranking
 from reports.groups import Group, Row
 from reports.ranking import Direction, Leaders, Run, Values
@@ -34,8 +35,11 @@ from reports.values import (
     training_memory,
 )
 
-#: The metrics of the headline; all others are in the table of other metrics.
-HEADLINE = ("accuracy", "average_incremental_accuracy", "forgetting")
+#: The metrics of the headline, by scenario; all others are in the table of other metrics.
+HEADLINE: Mapping[Scenario, tuple[str, ...]] = {
+    "class-incremental": ("accuracy", "average_incremental_accuracy", "forgetting"),
+    "domain-incremental": ("accuracy", "accuracy_weighted", "forgetting", "unseen_accuracy"),
+}
 
 SCALE_OF_UNIT = {"fraction": "%", "difference": "points"}
 ARROW = {"higher": "↑", "lower": "↓"}
@@ -76,6 +80,10 @@ PAIRED_NOTE = (
     "comparisons; where the interval contains 0, the two methods are not significantly different. A single "
     "common seed has no interval. No signed-rank test is made: with fewer than six common seeds its p-value "
     "cannot fall below 5 %, whatever the numbers."
+)
+BY_DOMAIN_NOTE = (
+    "The order of the domains differs by seed. Forgetting of a domain is the mean over the seeds in which it "
+    "was not the last one."
 )
 DIAGNOSTICS_NOTE = (
     "After the last task, means over seeds. A diagnostic with one value per block is shown as the mean over "
@@ -173,7 +181,11 @@ def headline(group: Group) -> Table:
 
 def compared(group: Group) -> list[Quantity]:
     """The quantities of the headline: its metrics, and the costs that were measured in any cell."""
-    metrics = [_metric_quantity(metric) for metric in METRICS if metric.name in HEADLINE]
+    metrics = [
+        _metric_quantity(metric, group.scenario)
+        for metric in metrics_of(group.scenario)
+        if metric.name in HEADLINE[group.scenario]
+    ]
     costs = [
         *map(_ratio_quantity, outer_batch_sizes(group.done)),
         *map(_memory_quantity, MEMORY),
@@ -220,8 +232,8 @@ def _quantity_column(quantity: Quantity) -> Column:
     return mean_column(title, quantity.value, quantity.digits)
 
 
-def _metric_quantity(metric: Metric) -> Quantity:
-    title = f"{metric.title} ({SCALE_OF_UNIT[metric.unit]})"
+def _metric_quantity(metric: Metric, scenario: Scenario) -> Quantity:
+    title = f"{metric.title_in(scenario)} ({SCALE_OF_UNIT[metric.unit]})"
     return Quantity(title, metric_value(metric.name), 2, metric.direction)
 
 
@@ -260,8 +272,62 @@ def _has_interval(group: Group) -> bool:
 
 def other_metrics(group: Group) -> Table:
     """The metrics that are not in the headline."""
-    quantities = [_metric_quantity(metric) for metric in METRICS if metric.name not in HEADLINE]
+    quantities = [
+        _metric_quantity(metric, group.scenario)
+        for metric in metrics_of(group.scenario)
+        if metric.name not in HEADLINE[group.scenario]
+    ]
     return table(group, list(map(_quantity_column, quantities)))
+
+
+def by_domain(group: Group) -> Table | None:
+    """Final accuracy and forgetting of each domain by name; None in a class-incremental stream, and where one
+    test set is that of all domains.
+
+    The order of the domains differs by seed, and the domain that came last has no forgetting.
+    """
+    with_matrix = [r for r in group.done if r.domains and r.counts and len(r.counts) == r.tasks]
+    if not with_matrix:
+        return None
+    names = sorted({name for record in with_matrix for name in record.domains or ()})
+    accuracies = [mean_column(f"{name}: accuracy (%) ↑", _accuracy_on(name), 2) for name in names]
+    losses = [_mean_where_defined(f"{name}: forgetting (points) ↓", _forgetting_of(name)) for name in names]
+    return table(group, measured(group, [*accuracies, *losses]))
+
+
+def _accuracy_on(domain: str) -> Value:
+    def value(record: Record) -> float | None:
+        position, matrix = _position(record, domain), record.accuracy_matrix
+        final = None if matrix is None or position is None else matrix[-1][position]
+        return None if final is None else 100 * final
+
+    return value
+
+
+def _forgetting_of(domain: str) -> Value:
+    def value(record: Record) -> float | None:
+        position = _position(record, domain)
+        if position is None or record.correct is None or record.counts is None:
+            return None
+        lost = [*forgetting_by_task(record.correct, record.counts), None][position]
+        return None if lost is None else 100 * lost
+
+    return value
+
+
+def _position(record: Record, domain: str) -> int | None:
+    domains = record.domains or []
+    return domains.index(domain) if domain in domains else None
+
+
+def _mean_where_defined(title: str, value: Value) -> Column:
+    """A column of means over the seeds that have the value."""
+
+    def cell(row: Row) -> str:
+        known = [number for number in row.values(value) if number is not None]
+        return mean_with_interval(estimate(known), 2)
+
+    return Column(title, cell)
 
 
 def paired(group: Group) -> tuple[str, Table] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.record import Record
-from reports.groups import CONTAMINATED, Group, is_paper
+from reports.groups import CONTAMINATED, Group, is_paper, order_of
 from reports.tables import DAGGER
 from reports.text import counted
 from reports.values import cost_of, latencies
@@ -84,9 +84,10 @@ def _equality(group: Group) -> list[str]:
         sentences.append(
             "Not all methods have results for the same seeds; their means are over different runs."
         )
-    orders = {(record.seed, tuple(record.class_order or ())) for record in group.done}
+    orders = {(record.seed, order_of(record)) for record in group.done}
     if len(orders) > len({seed for seed, _ in orders}):
-        sentences.append("With the same seed, not all methods learnt the classes in the same order.")
+        what = "domains" if group.scenario == "domain-incremental" else "classes"
+        sentences.append(f"With the same seed, not all methods learnt the {what} in the same order.")
     manifests = [record.manifest for record in group.done]
     machines = sorted({f"{m.device}, {counted(m.threads, 'thread')}" for m in manifests})
     if len(machines) > 1:

@@ -9,6 +9,8 @@ import numpy as np
 from bench.benchmarks.splits import Split
 from bench.cell.inputs import Inputs
 from bench.spec import Cell
+from methods.errors import UsageError
+from methods.hyper import make_hyper
 from methods.registry import METHODS
 
 
@@ -26,6 +28,23 @@ def small_batches(cell: Cell, inputs: Inputs) -> str | None:
     if METHODS[cell.method.name].load().trains_jointly:
         images = [sum(images)]
     return _sentence(images, cell.protocol.batch_size)
+
+
+def check_images(cell: Cell, split: Split) -> None:
+    """Refuse tasks that have fewer training images than the cell's method needs.
+
+    Raises:
+        UsageError: naming the first such task.
+    """
+    method = METHODS[cell.method.name].load()
+    least = method.least_images(make_hyper(cell.method.name, method.Hyper, cell.method.options))
+    for task, images in enumerate(images_per_task(split), start=1):
+        if images < least:
+            raise UsageError(
+                f"{cell.method.label} needs {least} training images in each task, and task {task} of "
+                f"{cell.benchmark.label} has {images} at --scale {cell.scale}; take a larger scale, fewer "
+                "tasks or other options of the method"
+            )
 
 
 def _sentence(images: Sequence[int], batch: int) -> str | None:

@@ -15,7 +15,7 @@ from bench.benchmarks.splits import ORDERS, listed_order
 from bench.cell import backbone
 from bench.cell.inputs import Inputs, as_text
 from bench.cell.one_class import warn_of_one_class
-from bench.cell.steps import small_batches
+from bench.cell.steps import check_images, small_batches
 from bench.options import read_options
 from bench.record import Record
 from bench.spec import (
@@ -184,6 +184,7 @@ def _completed(cell: Cell, inputs: Inputs, order_file: Path | None) -> Cell:
     if cell.protocol.class_order == "listed":
         cell = cell.model_copy(update=_listed(cell, inputs, order_file))
     split, weights = inputs.split(cell), inputs.backbone(cell)
+    check_images(cell, split)
     domains = inputs.dataset(cell).domains
     return cell.model_copy(
         update={

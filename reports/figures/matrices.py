@@ -22,8 +22,10 @@ LAYOUT = Layout(width=2.02, height=2.02, across=0.2, down=0.35, left=0.5, right=
 
 
 def draw_matrices(group: Group, styles: Styles) -> Figure | None:
-    """One heat map per method, the mean over its seeds; None where the curves are None."""
-    rows = rows_over_tasks(group)
+    """One heat map per method, the mean over its seeds; None where the curves are None, and where all tasks
+    share one test set.
+    """
+    rows = [row for row in rows_over_tasks(group) if len(row.done[0].counts or ()) > 1]
     return _figure(rows) if rows else None
 
 

@@ -38,6 +38,9 @@ class ClassHead(nn.Module):
         super().__init__()
         self.features, self.init = features, init
         self.tasks = nn.ModuleList()
+        self.width = 0
+        #: The class ids of each experience, as numbers that need not be read off a device.
+        self.classes: list[list[int]] = []
         self.register_buffer("columns", torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("experience_of", torch.empty(0, dtype=torch.long), persistent=False)
 
@@ -50,14 +53,17 @@ class ClassHead(nn.Module):
         Returns:
             The module of the experience: a linear layer, or one without weights where no class is new.
         """
-        new = sorted(set(classes) - set(self.columns.tolist()))
-        for head in self.tasks:
-            if not set(classes).isdisjoint(head.classes.tolist()):  # type: ignore[operator]
+        new = sorted(set(classes).difference(*self.classes))
+        for head, earlier in zip(self.tasks, self.classes, strict=True):
+            if not set(classes).isdisjoint(earlier):
                 head.requires_grad_(True)
-        module = self._new_head(new) if new else nn.Module()
-        ids = torch.tensor(sorted(classes), device=self.columns.device)
-        module.register_buffer("classes", ids)
+        return self._add(self._new_head(new) if new else nn.Module(), classes)
+
+    def _add(self, module: nn.Module, classes: Sequence[int]) -> nn.Module:
+        """Make it the module of a new experience with these class ids."""
+        module.register_buffer("classes", torch.tensor(sorted(classes), device=self.columns.device))
         self.tasks.append(module)
+        self.classes.append(sorted(classes))
         return module
 
     def _new_head(self, classes: list[int]) -> nn.Linear:
@@ -68,12 +74,17 @@ class ClassHead(nn.Module):
             nn.init.zeros_(head.bias)
         ids = torch.tensor(classes, device=self.columns.device)
         self.columns = torch.cat([self.columns, ids])
-        self.width = int(self.columns.max()) + 1
+        self.width = max(self.width, max(classes) + 1)
         experience_of = ids.new_zeros(self.width)
         experience_of[: len(self.experience_of)] = self.experience_of
         experience_of[ids] = len(self.tasks)
         self.experience_of = experience_of
         return head
+
+    @property
+    def shares_classes(self) -> bool:
+        """Whether a class is in several experiences, as in a stream of domains."""
+        return len(set().union(*self.classes)) < sum(map(len, self.classes))
 
     @property
     def heads(self) -> list[nn.Linear]:
@@ -112,10 +123,7 @@ class HeadPerExperience(ClassHead):
 
     def grow(self, classes: Sequence[int]) -> nn.Module:
         """Add a head for these class ids; return it, trainable."""
-        head = self._new_head(sorted(classes))
-        head.register_buffer("classes", torch.tensor(sorted(classes), device=self.columns.device))
-        self.tasks.append(head)
-        return head
+        return self._add(self._new_head(sorted(classes)), classes)
 
     def spread(self, logits: Tensor) -> Tensor:
         """(B, rows) -> (B, C): the largest logit of each class."""

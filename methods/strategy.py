@@ -126,7 +126,7 @@ def true_experience(strategy: StrategyLike) -> Tensor:
     if ask is not None:
         return ask()
     head = strategy.model.head
-    if len(head.heads) < len(head.tasks):
+    if head.shares_classes:
         return torch.full_like(strategy.mb_y, strategy.experience.current_experience)
     experience: Tensor = head.experience_of[strategy.mb_y]
     return experience

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.metrics import METRICS, accuracy_matrix, compute_all, incremental_accuracies
+from bench.metrics import METRICS, accuracy_matrix, compute_all, incremental_accuracies, metrics_of
 
 FORGETTING_FAMILY = {"forgetting", "backward_transfer", "forgetting_coda"}
 
@@ -34,6 +34,7 @@ def test_one_task_has_no_forgetting() -> None:
         "backward_transfer": None,
         "forgetting_coda": None,
         "learning_accuracy": 0.75,
+        "unseen_accuracy": None,
     }
 
 
@@ -48,6 +49,7 @@ def test_two_tasks_by_hand() -> None:
             "backward_transfer": -0.3,
             "forgetting_coda": 0.3,
             "learning_accuracy": 0.7,
+            "unseen_accuracy": None,
         }
     )
 
@@ -64,6 +66,7 @@ def test_three_tasks_where_all_forms_of_forgetting_differ() -> None:
             "backward_transfer": (0.1 - 0.1) / 2,
             "forgetting_coda": (-0.2 + (0.1 + 0.1) / 2) / 2,
             "learning_accuracy": 2.0 / 3,
+            "unseen_accuracy": None,
         }
     )
 
@@ -117,7 +120,7 @@ def test_names_are_unique_and_every_metric_is_described() -> None:
 def test_never_nan_and_within_its_unit(result: tuple[list[list[int | None]], list[int]]) -> None:
     found = compute_all(*result)
     low = {"fraction": 0.0, "difference": -1.0}
-    for metric in METRICS:
+    for metric in metrics_of("class-incremental"):
         value = found[metric.name]
         if len(result[1]) == 1 and metric.name in FORGETTING_FAMILY:
             assert value is None
@@ -167,3 +170,43 @@ def test_agrees_with_avalanche() -> None:
     assert found["backward_transfer"] == pytest.approx(mean(bwt.result()))
     assert found["backward_transfer"] == pytest.approx(-mean(drop.result()))
     assert found["forgetting"] != pytest.approx(mean(drop.result()))
+
+
+# ---- streams of domains ------------------------------------------------------------------------
+
+
+def test_two_domains_of_unequal_size_by_hand() -> None:
+    # a = [[0.8, 0.1], [0.6, 0.9]]: the mean over domains, the pooled accuracy and the curve's mean all differ
+    assert compute_all([[8, 3], [6, 27]], [10, 30]) == approx(
+        {
+            "accuracy": 0.75,
+            "accuracy_weighted": 33 / 40,
+            "average_incremental_accuracy": (0.8 + 0.75) / 2,
+            "forgetting": 0.2,
+            "backward_transfer": -0.2,
+            "forgetting_coda": 0.2,
+            "learning_accuracy": 0.85,
+            "unseen_accuracy": 0.1,
+        }
+    )
+
+
+def test_the_accuracy_on_domains_to_come_gives_each_step_the_same_weight() -> None:
+    # after the first domain (0.2 + 0.4) / 2, after the second 0.5
+    correct = [[9, 2, 4], [9, 9, 5], [9, 9, 9]]
+    assert compute_all(correct, [10, 10, 10])["unseen_accuracy"] == pytest.approx((0.3 + 0.5) / 2)
+
+
+def test_with_one_test_set_for_all_domains_nothing_is_forgotten_and_none_is_zero() -> None:
+    found = compute_all([[2], [3], [4]], [5])
+    assert {name: value for name, value in found.items() if value is not None} == approx(
+        {"accuracy": 0.8, "accuracy_weighted": 0.8, "average_incremental_accuracy": 0.6}
+    )
+
+
+def test_what_only_domains_have_is_no_metric_of_class_incremental_results() -> None:
+    of_classes = {metric.name for metric in metrics_of("class-incremental")}
+    assert {metric.name for metric in METRICS} - of_classes == {"unseen_accuracy"}
+    assert metrics_of("domain-incremental") == METRICS
+    assert METRICS[0].title_in("domain-incremental") == "final accuracy, mean over domains"
+    assert METRICS[0].title_in("class-incremental") == "final accuracy"

@@ -281,9 +281,11 @@ WRONG = {
     "a class without a name": ({"class_names": ["a"]}, "1 names for the 4 classes"),
     "a name that is no text": ({"class_names": ["a", "b", "c", 4]}, "class_names"),
     "a class twice": ({"class_order": [0, 1, 1]}, "twice"),
-    "too few rows": ({"correct": [[9, None]]}, "2 rows of 2"),
-    "a short row": ({"correct": [[9], [6, 10]]}, "2 rows of 2"),
+    "too few rows": ({"correct": [[9, None]]}, "2 rows of as many"),
+    "a short row": ({"correct": [[9], [6, 10]]}, "2 rows of as many"),
     "too many counts": ({"counts": [10, 20, 30]}, "2 entries"),
+    "one test set for new classes": ({"counts": [10], "correct": [[9], [6]]}, "class-incremental stream"),
+    "two columns of one test set": ({"counts": [10], "correct": [[9, 9], [6, 6]]}, "2 rows of as many"),
     "evaluated before learnt": ({"correct": [[9, 0], [6, 10]]}, "above the diagonal"),
     "more hits than images": ({"correct": [[11, None], [6, 10]]}, "11 of 10"),
     "negative hits": ({"correct": [[-1, None], [6, 10]]}, "-1 of 10"),
@@ -353,6 +355,20 @@ WRONG = {
     "local time": ({"manifest": MANIFEST | {"started": "2025-01-31T12:00:00+01:00"}}, "UTC"),
     "not a time": ({"manifest": MANIFEST | {"ended": "yesterday"}}, "isoformat"),
 }
+
+
+@pytest.mark.parametrize(
+    ("correct", "counts"), [([[9, 3], [6, 10]], [10, 20]), ([[2], [4]], [5]), ([[None], [4]], [5])]
+)
+def test_a_stream_of_domains_may_be_tested_on_what_is_not_learnt_yet(
+    correct: list[list[int | None]], counts: list[int], tmp_path: Path
+) -> None:
+    config = {"domains": ["photo", "sketch"]}
+    changes = {"scenario": "domain-incremental", "correct": correct, "counts": counts, "config": config}
+    record = Record.model_validate(content(**changes))
+    assert read(write(record, tmp_path)) == record
+    assert record.domains == ["photo", "sketch"]
+    assert Record.model_validate(content()).domains is None
 
 
 @pytest.mark.parametrize(("changes", "complaint"), WRONG.values(), ids=WRONG.keys())

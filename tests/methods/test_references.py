@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from methods.ncm import linear_form
-from tests.conftest import CLASSES, synthetic
-from tests.methods.conftest import Run
+from methods.vit import embed
+from tests.conftest import CLASSES, deep_vit, synthetic
+from tests.methods.conftest import DOMAINS, Run, domains
 
 
 def test_joint_trains_once_on_the_images_of_all_experiences():
@@ -48,3 +49,35 @@ def test_the_linear_form_picks_the_nearest_mean(metric):
         expected = torch.cosine_similarity(features[:, None], means[None], dim=-1).argmax(1)
     assert torch.equal(picked, expected)
     assert len(picked.unique()) > 2
+
+
+def features_of_domains():
+    """The frozen features of the images of each domain, and the labels, which are the same in all."""
+    images, labels = synthetic()
+    with torch.no_grad():
+        return [embed(deep_vit(), change(images)) for change in DOMAINS], labels
+
+
+def test_ncm_pools_the_images_of_all_domains():
+    run = Run("ncm", make_stream=domains)
+    features, labels = features_of_domains()
+    means = torch.stack([torch.cat([f[labels == c] for f in features]).mean(0) for c in range(CLASSES)])
+    (head,) = run.model.head.heads
+    torch.testing.assert_close(head.weight, 2 * means, atol=1e-4, rtol=1e-4)
+    assert run.method.memory["counts"].flatten().tolist() == [72.0] * CLASSES
+
+
+def test_ncm_may_keep_a_mean_of_each_domain_of_which_the_nearest_counts():
+    run = Run("ncm:prototypes=domain", make_stream=domains)
+    features, labels = features_of_domains()
+    means = torch.stack([torch.stack([f[labels == c].mean(0) for f in features]) for c in range(CLASSES)])
+    queries = torch.cat(features)[::7]
+    distances = torch.cdist(queries.double(), means.flatten(0, 1).double()).view(len(queries), CLASSES, -1)
+    with torch.no_grad():
+        predicted = run.model.head(queries).argmax(1)
+    assert torch.equal(predicted, distances.amin(2).argmin(1))
+    assert run.method.memory == {}
+
+
+def test_ncm_keeps_no_sums_where_no_class_comes_again(trained):
+    assert trained("ncm").method.memory == {}

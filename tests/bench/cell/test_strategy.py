@@ -25,7 +25,7 @@ from bench.cell.strategy import (
 from bench.cell.stream import experiences, one_experience
 from bench.probes.training import PhaseTimer
 from methods.finetune import Finetune
-from methods.strategy import Plugin
+from methods.strategy import Plugin, true_experience
 from tests.bench.conftest import arrays
 from tests.conftest import tiny_vit
 
@@ -176,6 +176,21 @@ def test_logits_of_classes_that_are_ruled_out_may_be_minus_infinity():
     strategy.forward = lambda: forward().index_fill(1, torch.tensor([1]), -math.inf)
     strategy.eval([one_experience(x, y, np.flatnonzero(y < 2))])
     assert set(strategy.predictions()[0].tolist()) == {0}
+
+
+def test_the_true_experience_is_that_of_the_images_rows():
+    strategy = make("fp32")
+    x, y = arrays(per_class=5)
+    strategy.train(experiences(x, y, np.arange(len(y)) % 3)[0])
+    strategy.test_experience, seen = torch.arange(len(y)) % 3 - 1, []
+
+    class Ask(Plugin):
+        def after_eval_iteration(self, strategy, **kwargs):
+            seen.append(true_experience(strategy))
+
+    strategy.plugins.append(Ask())
+    strategy.eval([one_experience(x, y, [7, 3, 1])])
+    assert torch.cat(seen).tolist() == [0, -1, 0]
 
 
 def test_bf16_is_used_for_the_pass_and_logits_are_in_fp32():

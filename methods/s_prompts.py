@@ -34,7 +34,7 @@ from methods.vit import AddedTokens
 class SPromptsHyper(RoutedHyper):
     """Hyper-parameters of S-Prompts."""
 
-    lr: float = hyper(1e-2, "learning rate of Adam", source="to be chosen on validation", gt=0)
+    lr: float = hyper(3e-2, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
     length: int = hyper(
         10, "prompt tokens of a domain", source="the official code, configs: prompt_length", ge=1
     )

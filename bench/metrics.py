@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Literal
 
-from bench.spec import Scenario
+from bench.model import Scenario
 
 #: correct[i][j]: test images of task j classified correctly after learning task i; None: not evaluated.
 Correct = Sequence[Sequence[int | None]]
@@ -142,9 +142,9 @@ def unseen_accuracy(correct: Correct, counts: Counts) -> float | None:
     return _mean(_mean(row[i + 1 :]) for i, row in enumerate(matrix[:-1]))
 
 
-def compute_all(correct: Correct, counts: Counts) -> dict[str, float | None]:
-    """Every metric of the registry, by name. `correct` is T x T, or T x 1 with one test set for all tasks."""
-    return {metric.name: metric.compute(correct, counts) for metric in METRICS}
+def compute_all(correct: Correct, counts: Counts, metrics: Sequence[Metric]) -> dict[str, float | None]:
+    """The metrics by name. `correct` is T x T, or T x 1 with one test set for all tasks."""
+    return {metric.name: metric.compute(correct, counts) for metric in metrics}
 
 
 def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+#: What a task brings: new classes, or the same classes in a new domain.
+Scenario = Literal["class-incremental", "domain-incremental"]
 
 #: Fields of the protocol that older records do not have -> the value that all cells had before. A field with
 #: this value is not written, so that a cell and its record keep their identity when a field is added.

@@ -30,10 +30,9 @@ from pydantic import (
 
 from bench import upgrade
 from bench.costs import Cost, Latency, UtcTime
-from bench.metrics import Matrix, accuracy_matrix, compute_all
-from bench.model import FrozenModel
+from bench.metrics import Matrix, accuracy_matrix, compute_all, metrics_of
+from bench.model import FrozenModel, Scenario
 from bench.predictions import PredictionsFile
-from bench.spec import Scenario
 from bench.storage import write_atomic
 from methods.errors import UsageError, describe_validation, one_line, quote
 from methods.hyper import unfit
@@ -206,10 +205,10 @@ class Record(FrozenModel):
 
     @property
     def metrics(self) -> dict[str, float | None] | None:
-        """Every metric of `bench.metrics`, by name; None without results."""
+        """Every metric that the scenario has, by name; None without results."""
         if self.correct is None or self.counts is None:
             return None
-        return compute_all(self.correct, self.counts)
+        return compute_all(self.correct, self.counts, metrics_of(self.scenario))
 
     @field_validator("config", mode="before")
     @classmethod

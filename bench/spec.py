@@ -19,7 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
-from bench.model import ADDED, ADDED_TO_CELLS, FrozenModel, without_defaults
+from bench.model import ADDED, ADDED_TO_CELLS, FrozenModel, Scenario, without_defaults
 from bench.options import TypedText, as_typed, loads, parse_options, read_options
 from bench.textfile import read_text
 from methods.errors import UsageError, describe_validation, one_line, quote, unknown
@@ -27,8 +27,6 @@ from methods.hyper import check_fit
 
 ScaleName = Literal["smoke", "quick", "full"]
 EvalOn = Literal["test", "validation"]
-#: What a task brings: new classes, or the same classes in a new domain.
-Scenario = Literal["class-incremental", "domain-incremental"]
 Device = Literal["cpu", "cuda"]
 Rerun = Literal["missing", "failed", "all"]
 #: Options of a benchmark or method as a hashable key.

@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.model import ADDED
+from bench.model import ADDED, Scenario
 from bench.record import Record
-from bench.spec import Scenario
 from methods.errors import UsageError
 from reports.ranking import Run
 from reports.stats import estimate

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bench.metrics import metrics_of
+from bench.model import Scenario
 from bench.record import Record
-from bench.spec import Scenario
 from methods.errors import UsageError, abbreviate
 from reports import costs, diagnostics, figures, files, folder, html, published, summary, tables
 from reports.folder import FIGURES_FOLDER, REPORT_NAME, TABLES_FOLDER, TITLE

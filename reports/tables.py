@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.metrics import Metric, forgetting_by_task, metrics_of
+from bench.model import Scenario
 from bench.record import DiagnosticValue, Record, is_list
-from bench.spec import Scenario
 from reports import diagnostics, ranking
 from reports.groups import Group, Row
 from reports.ranking import Direction, Leaders, Run, Values

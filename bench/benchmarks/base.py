@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated
 
 from bench.benchmarks.pixels import Pixels, Shape
-from bench.spec import Scenario
+from bench.model import Scenario
 from bench.storage import expanded
 from methods.errors import UsageError, abbreviate
 from methods.hyper import STRICT

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.benchmarks.base import NO_DOMAIN, Dataset, ImageSet, Scale
 from bench.benchmarks.names import composed, visible
-from bench.spec import Scenario
+from bench.model import Scenario
 from bench.storage import expanded
 from bench.textfile import read_text
 from methods.errors import MissingError, UsageError, abbreviate, quote

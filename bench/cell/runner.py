@@ -43,6 +43,7 @@ from bench.cell.strategy import (
 )
 from bench.cell.stream import EVALUATED, TEST_BATCHES, TestImages, columns_of, experiences, shared
 from bench.costs import Cost, ExperienceCost, PeakMemory
+from bench.model import Scenario
 from bench.predictions import Predictions
 from bench.probes.energy import counter_of
 from bench.probes.flops import flops_of
@@ -51,7 +52,7 @@ from bench.probes.memory import PeakMemoryTracker
 from bench.probes.sizes import size_of
 from bench.probes.training import Phases, PhaseTimer, phases_of
 from bench.record import Record, Status
-from bench.spec import Cell, Protocol, Scenario
+from bench.spec import Cell, Protocol
 from bench.storage import StorageError
 from methods.base import Method
 from methods.errors import UsageError

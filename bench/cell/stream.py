@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bench.benchmarks.base import NO_DOMAIN
-from bench.spec import Scenario
+from bench.model import Scenario
 from methods.avalanche_parts import as_classification_dataset, benchmark_from_datasets, with_classes_timeline
 
 

@@ -16,6 +16,7 @@ from bench.cell import backbone
 from bench.cell.inputs import Inputs, as_text
 from bench.cell.one_class import warn_of_one_class
 from bench.cell.steps import check_images, small_batches
+from bench.model import Scenario
 from bench.options import read_options
 from bench.record import Record
 from bench.spec import (
@@ -25,7 +26,6 @@ from bench.spec import (
     Component,
     Device,
     Protocol,
-    Scenario,
     Settings,
     label_of,
     make_protocol,

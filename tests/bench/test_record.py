@@ -196,7 +196,7 @@ def test_an_unfinished_cell_has_no_diagnostics(diagnostics: Any) -> None:
 def test_what_follows_by_a_formula_is_written_for_people() -> None:
     derived = json.loads(to_json(Record.model_validate(content())))["derived"]
     assert derived["accuracy_matrix"] == [[0.9, None], [0.6, 0.5]]
-    assert derived["metrics"] == metrics.compute_all(CORRECT, COUNTS)
+    assert derived["metrics"] == metrics.compute_all(CORRECT, COUNTS, metrics.metrics_of("class-incremental"))
     assert derived["throughput"] == pytest.approx(64 / 0.3)
     assert [entry["ratio"] for entry in derived["latency"]] == pytest.approx([2.5, 2.5])
     assert derived["latency"][1]["model"] == pytest.approx({"median": 0.3, "p95": 0.57, "p99": 0.594, "n": 4})

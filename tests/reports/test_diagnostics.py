@@ -177,7 +177,7 @@ def test_tables_alone_are_explained_and_shown(prompted: list[Record], tmp_path: 
     section = section_of(text)
     assert "| method |" not in section
     assert r"- **choices**: How open \| it is." in section.splitlines()
-    caption = "Prompts chosen for the test images, by task, digits; one seed per method"
+    caption = "Prompts chosen for the test images, by task, digits, class-incremental; one seed per method"
     assert f"![{caption}](" in section
     linked = set(re.findall(r"\]\((figures/[^)]+)\)", section))
     assert linked == {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-choices.svg")}

@@ -48,15 +48,19 @@ def test_other_conditions_are_another_table(make: Make, other: dict[str, Any]) -
 def test_a_field_that_is_written_only_where_it_is_used_is_known_without(make: Make) -> None:
     used = {"protocol": {**make("a").config["protocol"], "gelu": "tanh", "drop_last": True}}
     titles = [g.title for g in group([make("a"), make("b", config=used)])]
-    expected = ["digits (drop last false, gelu backbone)", "digits (drop last true, gelu tanh)"]
-    assert sorted(titles) == expected
+    expected = ["drop last false, gelu backbone", "drop last true, gelu tanh"]
+    assert sorted(titles) == [f"digits, class-incremental ({what})" for what in expected]
 
 
 def test_titles_name_what_differs_only(make: Make) -> None:
     titles = [
         g.title for g in group([make("a"), make("a", config={"scale": "smoke"}), make("a", 0, "other")])
     ]
-    assert titles == ["digits (scale full)", "digits (scale smoke)", "other"]
+    assert titles == [
+        "digits, class-incremental (scale full)",
+        "digits, class-incremental (scale smoke)",
+        "other, class-incremental",
+    ]
 
 
 def test_seeds_commits_machines_and_times_share_a_table(make: Make) -> None:
@@ -142,7 +146,7 @@ def test_the_same_cell_twice_is_refused(make: Make, unfinished: Make) -> None:
 def test_values_are_by_seed_and_class_order_and_all_or_none(make: Make) -> None:
     (only,) = group([make("a", 0), make("a", 1, cost=None)])
     (row,) = only.rows
-    orders = {(r.seed, tuple(r.class_order or ())): float(r.seed) for r in row.done}
+    orders = {(r.seed, tuple(map(str, r.class_order or ()))): float(r.seed) for r in row.done}
     assert row.by_run(lambda record: float(record.seed)) == orders
     assert row.by_run(lambda record: 1.0 if record.cost else None) == {}
 

@@ -245,7 +245,7 @@ def test_foreign_text_is_neutralised(make: Make, unfinished: Make, tmp_path: Pat
     ]
     html = write_report(cells, tmp_path).with_suffix(".html").read_text(encoding="utf-8")
     seen = assert_inert(html)
-    assert clean(EVIL) in seen.text("h2")
+    assert f"{clean(EVIL)}, class-incremental" in seen.text("h2")
     assert clean(EVIL) in seen.text("td")
 
 

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import sem
 from scipy.stats import t as student
 
-from bench.metrics import METRICS
+from bench.metrics import metrics_of
 from bench.record import Record
 from methods.errors import UsageError
 from reports.report import write_report
@@ -117,7 +117,7 @@ def test_every_number_of_the_headline_follows_from_raw_counts_and_samples(
     eventful_text: str, eventful: list[Record], method: str
 ) -> None:
     runs = [r for r in eventful if (r.method, r.benchmark) == (method, "digits") and r.done]
-    cells = row_of(section(eventful_text, "## digits"), method)
+    cells = row_of(section(eventful_text, "## digits, class-incremental"), method)
     assert cells[1:-1] == expected(runs)
     assert cells[-1].split()[0] == str(len(runs))
 
@@ -125,7 +125,7 @@ def test_every_number_of_the_headline_follows_from_raw_counts_and_samples(
 def test_ranks_follow_the_accuracy_and_the_reference_has_none(
     eventful_text: str, eventful: list[Record]
 ) -> None:
-    lines = headline_of(section(eventful_text, "## digits"))
+    lines = headline_of(section(eventful_text, "## digits, class-incremental"))
     assert [line["rank"] for line in lines] == ["—", "1", "2", "3", "4", "5", "—"]
     assert [line["method"] for line in lines][::6] == ["joint", "coda-prompt"]
     finals = [
@@ -157,7 +157,9 @@ def marked(
 
 
 def test_marks_follow_from_paired_intervals(eventful_text: str, eventful: list[Record]) -> None:
-    column = {line["method"]: line for line in headline_of(section(eventful_text, "## digits"))}
+    column = {
+        line["method"]: line for line in headline_of(section(eventful_text, "## digits, class-incremental"))
+    }
     final, ratio = "final accuracy (%) ↑", "latency ratio to the plain ViT, batch 32 ↓"
     apart = marked(
         eventful, lambda r: recomputed(r)["accuracy"], "duallora:gate=none", ["inflora", "finetune"]
@@ -174,23 +176,23 @@ def test_marks_follow_from_paired_intervals(eventful_text: str, eventful: list[R
 
 def test_one_common_seed_marks_nothing(make: Make, tmp_path: Path) -> None:
     text = write_report([make("a", skill=0.9), make("b", skill=0.5)], tmp_path).read_text(encoding="utf-8")
-    digits = section(text, "## digits")
+    digits = section(text, "## digits, class-incremental")
     assert "**" not in "".join(line for line in digits.splitlines() if line.startswith("|"))
     assert "| 1 | a |" in digits
     assert "no two methods have two seeds in common" in digits
 
 
 def test_a_contaminated_row_is_marked_and_explained(eventful_text: str) -> None:
-    cifar = section(eventful_text, "## cifar100")
+    cifar = section(eventful_text, "## cifar100, class-incremental")
     assert row_of(cifar, "inflora †")
     assert "**Warning:** † contaminated: micro_vit" in cifar
-    assert "†" not in section(eventful_text, "## digits")
+    assert "†" not in section(eventful_text, "## digits, class-incremental")
 
 
 def test_the_top_says_what_was_compared_and_the_answer(eventful_text: str, eventful: list[Record]) -> None:
-    top = eventful_text[: eventful_text.index("\n## cifar100\n")]
+    top = eventful_text[: eventful_text.index("\n## cifar100, class-incremental\n")]
     assert "- Cells: 22, of which 20 done, 1 failed, 1 skipped" in top
-    assert "- Not run on cifar100: coda-prompt, duallora:gate=none, joint, ncm" in top
+    assert "- Not run on cifar100, class-incremental: coda-prompt, duallora:gate=none, joint, ncm" in top
     runs = {
         (r.method, r.seed): recomputed(r)["accuracy"]
         for r in eventful
@@ -209,13 +211,13 @@ def test_joint_has_a_final_accuracy_and_dashes(text: str, records: list[Record])
         for r in records
         if r.method == "joint" and r.correct and r.counts
     ]
-    digits = section(text, "## digits")
+    digits = section(text, "## digits, class-incremental")
     assert row_of(digits, "joint")[1:4] == [shown(finals, 2), "—", "—"]
     assert "joint: a reference, trained on all tasks at once" in digits
 
 
 def test_one_seed_has_no_interval_and_says_so(text: str) -> None:
-    digits = section(text, "## digits")
+    digits = section(text, "## digits, class-incremental")
     cells = row_of(digits, "l2p")
     assert "±" not in "".join(cells)
     assert cells[-1] == "1 of 2 (oom)"
@@ -223,7 +225,7 @@ def test_one_seed_has_no_interval_and_says_so(text: str) -> None:
 
 
 def test_what_did_not_finish_is_shown_and_not_averaged(text: str, records: list[Record]) -> None:
-    digits = section(text, "## digits")
+    digits = section(text, "## digits, class-incremental")
     assert "- l2p, seed 1: oom. The device ran out of memory." in digits
     assert r"- ncm, seed 0: failed. ValueError: bad \| pipe" in digits
     assert "- coda-prompt, seed 0: skipped. No weights here." in digits
@@ -252,7 +254,10 @@ def test_paired_differences_are_per_seed(text: str, records: list[Record]) -> No
 
 
 def test_warnings_stand_above_the_table_they_concern(text: str) -> None:
-    cifar, digits = section(text, "## cifar100"), section(text, "## digits")
+    cifar, digits = (
+        section(text, "## cifar100, class-incremental"),
+        section(text, "## digits, class-incremental"),
+    )
     warning = "> **Warning:** † contaminated: micro_vit was pre-trained on these images (all cells)"
     assert cifar.index(warning) < cifar.index("| rank | method |")
     assert "contaminated" not in digits
@@ -290,7 +295,7 @@ def test_warnings(make: Make, tmp_path: Path, other: dict[str, Any], warning: st
 
 
 def test_conditions_are_listed(text: str) -> None:
-    conditions = section(text, "### Conditions of digits")
+    conditions = section(text, "### Conditions of digits, class-incremental")
     for line in (
         "| image size | `32` |",
         "| machine | `cpu: a processor, 2 threads` |",
@@ -317,7 +322,7 @@ def test_classes_are_listed_by_number_with_their_names(make: Make, tmp_path: Pat
 
 
 def test_the_conditions_of_the_timing_are_listed(eventful_text: str) -> None:
-    conditions = section(eventful_text, "### Conditions of digits")
+    conditions = section(eventful_text, "### Conditions of digits, class-incremental")
     assert "| timed on | `cpu: a processor, fp32, 2 threads, images of 32 pixels` |" in conditions
     assert "| timing | `batch 1 in 4 rounds of 5 calls, batch 32 in 4 rounds of 5 calls` |" in conditions
 
@@ -327,7 +332,7 @@ def test_without_timing_there_are_no_conditions_of_it(text: str) -> None:
 
 
 def test_every_metric_is_listed_with_its_formula(text: str) -> None:
-    for metric in METRICS:
+    for metric in metrics_of("class-incremental"):
         line = next(line for line in text.splitlines() if line.startswith(f"- **{metric.title}**"))
         assert metric.formula in line
         assert f"{metric.direction} is better" in line
@@ -355,8 +360,8 @@ def test_conditions_are_never_mixed(make: Make, tmp_path: Path) -> None:
     cells = [make("a", s, tasks=1) for s in (0, 1)] + [make("a", s, tasks=1, **quick) for s in (0, 1)]
     text = write_report(cells, tmp_path).read_text(encoding="utf-8")
     for scale in ("full", "quick"):
-        assert row_of(section(text, f"## digits (scale {scale})"), "a")[-1] == "2"
-    assert "\n## digits\n" not in text
+        assert row_of(section(text, f"## digits, class-incremental (scale {scale})"), "a")[-1] == "2"
+    assert "\n## digits, class-incremental\n" not in text
 
 
 def test_foreign_text_is_neutralised(make: Make, unfinished: Make, tmp_path: Path) -> None:
@@ -381,7 +386,7 @@ def test_foreign_text_is_neutralised(make: Make, unfinished: Make, tmp_path: Pat
 def test_without_costs_there_is_no_section_and_no_column_of_them(make: Make, tmp_path: Path) -> None:
     text = write_report([make("a", tasks=1, cost=None)], tmp_path).read_text(encoding="utf-8")
     assert "### Costs" not in text
-    (line,) = headline_of(section(text, "## digits"))
+    (line,) = headline_of(section(text, "## digits, class-incremental"))
     assert [title.partition(" (")[0] for title in line] == [
         "rank",
         "method",
@@ -393,7 +398,7 @@ def test_without_costs_there_is_no_section_and_no_column_of_them(make: Make, tmp
 
 
 def test_costs_have_a_table_each(eventful_text: str) -> None:
-    costs = section(section(eventful_text, "## digits"), "### Costs")
+    costs = section(section(eventful_text, "## digits, class-incremental"), "### Costs")
     assert re.findall("^#### (.*)$", costs, re.MULTILINE) == [
         "Latency of inference",
         "Memory",

@@ -109,5 +109,5 @@ def test_the_overview_counts_and_misses(make: Make, unfinished: Make) -> None:
         "Benchmarks (2): digits, other",
         "Seeds (2): 0, 1",
         "Cells: 3, of which 2 done, 1 oom",
-        "Not run on other: a",
+        "Not run on other, class-incremental: a",
     ]

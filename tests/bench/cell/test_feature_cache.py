@@ -83,7 +83,9 @@ def test_the_passes_are_counted_with_and_without_the_cache(method: str, tmp_path
     total = count(computed, "forward_images")
     assert count(kept, "forward_images") + count(kept, "cached_images") == total
     steps, images = count(computed, "train_images"), len(Inputs(paths).images(cell).train_y)
-    expected = {"ncm": (images, 0), "linear-probe": (steps, 0)}.get(method, (2 * steps, steps))
+    own = {"ncm": (images, 0), "linear-probe": (steps, 0)}  # all others adapt the backbone
+    own |= dict.fromkeys(("color", "s-prompts"), (steps + images, steps))
+    expected = own.get(method, (2 * steps, steps))
     assert (total, count(kept, "forward_images")) == expected
 
 

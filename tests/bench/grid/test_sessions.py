@@ -56,7 +56,7 @@ def records(results: Path) -> dict[str, Record]:
 def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """The records of a grid of all methods, with every cell in a separate process."""
     results = tmp_path_factory.mktemp("grid") / "results"
-    arguments = ["run", *TINY, "--results", str(results)]
+    arguments = ["run", *TINY, "--methods", "all", "--results", str(results)]
     assert main(arguments, Executors({"auto": SmallBatches})) == 0
     assert len(list(results.glob(f"*/{PATTERN}"))) == len(METHODS)
     assert len(list(results.rglob("*.safetensors"))) == len(METHODS)  # and no checkpoint

@@ -14,25 +14,32 @@ from methods.registry import METHODS, Entry
 
 @dataclass(frozen=True)
 class ListEntry:
-    """A method or a benchmark; `data` says where the data of a benchmark are, or how to get them."""
+    """A method or a benchmark.
+
+    Attributes:
+        data: where the data of a benchmark are, or how to get them.
+        scenarios: those that a benchmark offers; the first is the one without `--scenario`.
+    """
 
     kind: str
     name: str
     summary: str
     data: str | None = None
+    scenarios: tuple[str, ...] | None = None
 
 
 def listing() -> list[ListEntry]:
     """All methods, then all benchmarks."""
     roots = data_roots(None)
     methods = [ListEntry("method", e.name, e.summary) for e in METHODS.values()]
-    return methods + [ListEntry("benchmark", e.name, e.summary, _data(e, roots)) for e in BENCHMARKS.values()]
+    return methods + [_benchmark(entry, roots) for entry in BENCHMARKS.values()]
 
 
-def _data(entry: Entry, roots: Sequence[Path]) -> str:
+def _benchmark(entry: Entry, roots: Sequence[Path]) -> ListEntry:
     cls = entry.load()
     path = cls(cls.Options()).locate(roots)
-    return str(path) if path else str(cls.absent)
+    data = str(path) if path else str(cls.absent)
+    return ListEntry("benchmark", entry.name, entry.summary, data, cls.scenarios)
 
 
 def as_json(components: Sequence[ListEntry]) -> str:
@@ -51,5 +58,6 @@ def as_text(components: Sequence[ListEntry]) -> str:
 
 
 def _line(item: ListEntry, width: int) -> str:
-    data = f"\n  {'':{width}}  data: {item.data}" if item.data else ""
-    return f"  {item.name:{width}}  {item.summary}{data}"
+    facts = {"data": item.data, "scenarios": ", ".join(item.scenarios or ())}
+    below = [f"\n  {'':{width}}  {name}: {fact}" for name, fact in facts.items() if fact]
+    return f"  {item.name:{width}}  {item.summary}{''.join(below)}"

@@ -421,7 +421,11 @@ def test_list_shows_what_exists_and_whether_its_data_are_here(cli):
     assert {"finetune", "linear-probe", "ncm", "joint", "digits", "cifar100"} <= set(components)
     assert "not on this machine" in components["cifar100"]["data"]
     assert "path=FOLDER" in components["image-folder"]["data"]
-    assert "digits" in cli("list")[1]
+    assert components["digits-domains"]["scenarios"] == ["domain-incremental", "class-incremental"]
+    assert components["ncm"]["scenarios"] is None
+    text = cli("list")[1]
+    assert "digits" in text
+    assert "scenarios: domain-incremental, class-incremental" in text
 
 
 HEAVY = {"torch", "timm", "avalanche", "torchvision", "sklearn", "pandas", "matplotlib", "seaborn", "scipy"}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.benchmarks import cifar100
 from bench.benchmarks.base import Dataset, Scale
-from bench.benchmarks.splits import Split, TestSource, class_order, class_stream, make_split
+from bench.benchmarks.splits import Split, TestSource, class_order, class_stream, domain_stream, make_split
 
 Folder = Callable[[Path, Mapping[str, int]], Path]
 
@@ -27,6 +27,20 @@ def class_split(
 ) -> Split:
     """The class-incremental split of a seed, or of a class order."""
     stream = class_stream(dataset, order or class_order(len(dataset.classes), seed), tasks)
+    return make_split(dataset, stream, scale=scale, eval_on=eval_on)
+
+
+def domain_split(
+    dataset: Dataset,
+    *,
+    scale: Scale,
+    eval_on: TestSource,
+    seed: int = 0,
+    order: tuple[int, ...] | None = None,
+) -> Split:
+    """The domain-incremental split of a seed, or of an order of domains."""
+    domains = len(dataset.domains)
+    stream = domain_stream(dataset, order or class_order(domains, seed), domains)
     return make_split(dataset, stream, scale=scale, eval_on=eval_on)
 
 

@@ -65,7 +65,9 @@ def test_a_csv_file_holds_the_cells_of_its_table(out: Path, records: list[Record
 def test_a_latex_file_names_its_table(out: Path, records: list[Record]) -> None:
     digits = next(g for g in group(records) if g.benchmark == "digits")
     text = (out / "tables" / f"{digits.stem}-paired.tex").read_text(encoding="utf-8")
-    assert r"\caption{Differences from duallora:gate=none on digits, class-incremental, paired by seed." in text
+    assert (
+        r"\caption{Differences from duallora:gate=none on digits, class-incremental, paired by seed." in text
+    )
     assert f"\\label{{tab:{digits.stem}-paired}}" in text
     assert [sheet.name for sheet in sheets(digits)][:2] == ["headline", "paired"]
 

@@ -75,7 +75,7 @@ class ExpertLora(Plug):
 class ColorHyper(RoutedHyper):
     """Hyper-parameters of CoLoR."""
 
-    lr: float = hyper(2e-2, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
+    lr: float = hyper(5e-3, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
     rank: int = hyper(10, "rank of each low-rank map", source="as InfLoRA's code, so that sizes match", ge=1)
     targets: str = hyper(
         "kv",

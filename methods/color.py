@@ -59,13 +59,13 @@ class ExpertLora(Plug):
 
     def _of_last(self, x: Tensor, target: str) -> Tensor:
         """x A^T B^T with the maps of the last expert, which is the one that is trained."""
-        maps: Tensor = self.experts[-1][target](x)  # type: ignore[index, operator]
+        maps: Tensor = self.experts[-1][target](x)  # type: ignore[index]
         return maps
 
     def _of_each(self, x: Tensor, target: str) -> Tensor:
         """x A^T B^T with each image's own expert: two batched products, whatever the number of experts."""
         assert self.expert is not None
-        pairs: list[LowRank] = [maps[target] for maps in self.experts]  # type: ignore[index, misc]
+        pairs: list[LowRank] = [maps[target] for maps in self.experts]  # type: ignore[index]
         down = torch.stack([pair.down for pair in pairs])[self.expert]  # (B, r, D)
         up = torch.stack([pair.up for pair in pairs])[self.expert]  # (B, D, r)
         return torch.bmm(torch.bmm(x, down.mT.to(x.dtype)), up.mT.to(x.dtype))

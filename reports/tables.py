@@ -54,7 +54,7 @@ INTERVAL_NOTE = (
 DASH_NOTE = f"{DASH} means not defined or not measured."
 MARKS_NOTE = (
     f"Bold: better than every other method (paired 95 % interval excludes 0). {TIED}: the best, or not "
-    "significantly worse. Runs with the same seed and class order are paired. Two methods with fewer than "
+    "significantly worse. Runs with the same seed and order of classes or domains are paired. Two methods with fewer than "
     "two paired runs have no interval; without one between the best and the runner-up, nothing is bold. The "
     "intervals are not corrected for the number of comparisons."
 )
@@ -75,7 +75,7 @@ PEAK_NOTE = (
     "varies by some MiB between runs."
 )
 PAIRED_NOTE = (
-    "Each value is the method's minus that of the first in rank, in runs with the same seed and class order. "
+    "Each value is the method's minus that of the first in rank, in runs with the same seed and order. "
     "± is the half-width of the 95 % t-interval of the differences, not corrected for the number of "
     "comparisons; where the interval contains 0, the two methods are not significantly different. A single "
     "common seed has no interval. No signed-rank test is made: with fewer than six common seeds its p-value "

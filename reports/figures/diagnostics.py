@@ -87,7 +87,7 @@ def _table_figure(panels: Sequence[DiagnosticPanel]) -> Figure:
     figure, axes_of_panels = subplots(len(panels), MAX_TABLE_PANELS, _layout(MAX_TABLE_PANELS, height=1.85))
     for axes, panel in zip(axes_of_panels, panels, strict=True):
         _draw(axes, panel, _scale_from_zero(panel), hundredths)
-        axes.set_xlabel("prompt or component", fontsize=SMALL_FONT)
+        axes.set_xlabel("prompt, component or expert", fontsize=SMALL_FONT)
         axes.set_ylabel("task of the test images", fontsize=SMALL_FONT)
     return figure
 

@@ -76,10 +76,15 @@ class Listing:
     @property
     def note(self) -> str | None:
         """A sentence on the files that are left out; None where there are none."""
-        if not self.left_out:
-            return None
-        used = sum(len(paths) for side in self.images for paths in side.values())
-        return f"{used} images are used; left out: {describe(self.left_out)}"
+        return note_of(self.images, self.left_out)
+
+
+def note_of(images: Sequence[Mapping[str, Sequence[Path]]], left_out: LeftOut) -> str | None:
+    """A sentence on the files that are left out beside these images; None where there are none."""
+    if not left_out:
+        return None
+    used = sum(len(paths) for side in images for paths in side.values())
+    return f"{used} images are used; left out: {describe(left_out)}"
 
 
 def list_folder(folder: Path) -> Listing:
@@ -90,10 +95,10 @@ def list_folder(folder: Path) -> Listing:
             that cannot be read.
     """
     left_out: LeftOut = Counter()
-    names = _folders(folder, left_out)
+    names = folders(folder, left_out)
     sides = _sides(folder, names, left_out)
     images = [
-        _by_class(side, names if side == folder else _folders(side, left_out), left_out) for side in sides
+        _by_class(side, names if side == folder else folders(side, left_out), left_out) for side in sides
     ]
     if len(sides) == 2:
         _check_same_classes(sides, images)
@@ -203,7 +208,7 @@ def _quoted(names: Sequence[str]) -> str:
 # ---- classes -----------------------------------------------------------------------------------------
 
 
-def _folders(folder: Path, left_out: LeftOut) -> list[str]:
+def folders(folder: Path, left_out: LeftOut) -> list[str]:
     """The names of the folders in a folder, in the order of their composed forms; notes all other entries."""
     names = []
     for entry in _entries(folder):

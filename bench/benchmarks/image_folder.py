@@ -8,6 +8,7 @@ that are left out are counted (`class_folders`). Every file that is used is deco
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from bench.benchmarks.names import composed
 from bench.benchmarks.pixels import FilePixels
 from bench.benchmarks.splits import HELD_OUT, hold_out, split_by_rows, split_from_csv, unlisted
 from bench.storage import expanded
-from methods.errors import MissingError, UsageError
+from methods.errors import MissingError, UsageError, abbreviate
 
 if TYPE_CHECKING:
     from bench.benchmarks.pixels import BoolArray, Int64Array
@@ -118,8 +119,27 @@ def _folder_images(listing: Listing, rows: list[tuple[str, int, int, Path]], cac
     ids, labels, sides, paths = zip(*rows, strict=True)
     images = ImageSet(ids, np.array(labels, np.int64), FilePixels(paths, cache))
     is_test = np.array(sides, bool) if len(listing.sides) == 2 else None
-    notes = (listing.note,) if listing.note else ()
+    notes = tuple(note for note in (listing.note, _note_of_domains(listing)) if note)
     return FolderImages(listing.classes, images, is_test, notes)
+
+
+def _note_of_domains(listing: Listing) -> str | None:
+    """A sentence where the classes look like domains: all hold the same folders, and no image beside them."""
+    inside = {name: _folders_in(paths) for name, paths in listing.images[0].items()}
+    first = next(iter(inside.values()))
+    if len(first) < 2 or "" in first or any(names != first for names in inside.values()):
+        return None
+    return (
+        f"each of the {len(inside)} classes ({abbreviate(listing.classes)}) holds the same {len(first)} "
+        f"folders ({abbreviate(sorted(first))}); if the former are domains and the latter classes, use the "
+        "benchmark domain-folder"
+    )
+
+
+def _folders_in(paths: Sequence[Path]) -> set[str]:
+    """The names of the folders in the folder that all these images are below; "" for images in it."""
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    return {(*path.relative_to(folder).parts[:-1], "")[0] for path in paths}
 
 
 def split_pool(pool: FolderImages, split: Path | None) -> Dataset:

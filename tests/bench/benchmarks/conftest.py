@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,19 @@ def class_folders(picture: Callable[..., Path]) -> Folder:
         for name, count in counts.items():
             (folder / name).mkdir(parents=True)
             for number in range(count):
-                picture(folder / name / f"{number}.png", seed=hash_of(name, number))
+                picture(folder / name / f"{number}.png", seed=hash_of(f"{folder.name}/{name}", number))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def domain_folders(class_folders: Folder) -> Callable[..., Path]:
+    """Writes a folder of domains, each with `counts[name]` images of each class."""
+
+    def write(folder: Path, domains: Sequence[str], counts: Mapping[str, int]) -> Path:
+        for domain in domains:
+            class_folders(folder / domain, counts)
         return folder
 
     return write

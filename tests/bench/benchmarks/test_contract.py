@@ -47,6 +47,10 @@ class Opened:
         return load_arrays(self.dataset(), split, image_size, self.benchmark.eval_crop)
 
 
+#: Twelve classes of eight images.
+EIGHT = {f"class {number:02d}": 8 for number in range(12)}
+
+
 def offered(*scenarios: Scenario) -> Any:
     """The benchmarks with each of these scenarios that they offer."""
     cases = [(name, it) for name in sorted(BENCHMARKS) for it in BENCHMARKS[name].load().scenarios]
@@ -63,13 +67,19 @@ in_all = in_scenarios("class-incremental", "domain-incremental")
 
 @pytest.fixture
 def opened(
-    request: pytest.FixtureRequest, tmp_path: Path, class_folders: Callable[..., Path], cifar_root: Path
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    class_folders: Callable[..., Path],
+    domain_folders: Callable[..., Path],
+    cifar_root: Path,
 ) -> Opened:
     """A benchmark on data that the test made, or that the project carries."""
-    folder = class_folders(tmp_path / "pets", {f"class {number:02d}": 8 for number in range(12)})
+    folder = class_folders(tmp_path / "pets", EIGHT)
+    domains = domain_folders(tmp_path / "styles", ["drawn", "painted", "seen"], EIGHT)
     options: dict[str, dict[str, Any]] = {
         "digits": {},
         "digits-domains": {},
+        "domain-folder": {"path": domains},
         "cifar100": {},
         "image-folder": {"path": folder},
         "imagenet-r": {"path": folder, "allow_subset": True},

@@ -120,7 +120,7 @@ def _top(records: Sequence[Record], groups: Sequence[Group]) -> Iterator[str]:
     yield from (f"- {escape(line)}" for line in summary.overview(records, groups))
     yield f"- Files: {FILES}"
     yield from ["", "## Answer", ""]
-    yield "Final accuracy, means over seeds; differences are between runs with the same seed and the same order."
+    yield "Final accuracy, means over seeds; differences are between runs with the same seed and order."
     yield ""
     yield from (f"- **{escape(g.title)}**: {escape(summary.answer(g))}" for g in groups)
     yield ""

@@ -54,9 +54,9 @@ INTERVAL_NOTE = (
 DASH_NOTE = f"{DASH} means not defined or not measured."
 MARKS_NOTE = (
     f"Bold: better than every other method (paired 95 % interval excludes 0). {TIED}: the best, or not "
-    "significantly worse. Runs with the same seed and order of classes or domains are paired. Two methods with fewer than "
-    "two paired runs have no interval; without one between the best and the runner-up, nothing is bold. The "
-    "intervals are not corrected for the number of comparisons."
+    "significantly worse. Runs with the same seed and order of classes or domains are paired. Two methods "
+    "with fewer than two paired runs have no interval; without one between the best and the runner-up, "
+    "nothing is bold. The intervals are not corrected for the number of comparisons."
 )
 NO_MARKS_NOTE = (
     "Nothing is bold: methods are compared by the intervals of their paired differences, and no two methods "

@@ -96,7 +96,10 @@ def test_a_panel_shows_the_last_table_with_tasks_downwards(make: Make, drawn: An
     (axes,) = panels_of(drawn("choices", only))
     assert cells(axes) == tables[1]
     assert titles([axes]) == ["a, seed 0:\nprompt choices"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prompt or component", "task of the test images")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "prompt, component or expert",
+        "task of the test images",
+    )
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
     assert bar_labels([axes]) == ["prompt choices"]

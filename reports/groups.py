@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +40,9 @@ _NOT_SHARED = frozenset(
         "places",
     }
 )
+
+#: Names that other methods have, too, or that differ from them by a hyphen -> the paper that is meant.
+MISLEADING = {"c-lora": "arXiv 2502.17920", "clora": "arXiv 2512.24603", "sora": "arXiv 2311.11696"}
 
 #: The conditions that are listed first; the others follow by name, and the hashes last.
 _FIRST = ("protocol", "scale", "eval on", "tasks", "backbone", "image size", "epochs", "batch size")
@@ -423,7 +427,14 @@ def _row(method: str, difference: str, records: Sequence[Record]) -> Row:
             f"two records are of the same cell: {method} on {ordered[0].benchmark}, seed {twice}; "
             "report on a folder that holds each cell once"
         )
-    return Row(f"{method} ({difference})" if difference else method, ordered)
+    name = told_apart(method)
+    return Row(f"{name} ({difference})" if difference else name, ordered)
+
+
+def told_apart(label: str) -> str:
+    """The label of a method, with the number of its paper where the name alone could mislead."""
+    papers = [MISLEADING[word] for word in re.split(r"[:+=]", label) if word in MISLEADING]
+    return f"{label} ({', '.join(papers)})" if papers else label
 
 
 def _rank(row: Row) -> tuple[bool, float, str]:

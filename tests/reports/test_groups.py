@@ -242,3 +242,17 @@ def test_the_last_of_several_attempts_without_data_is_kept(unfinished: Make) -> 
     found = distinct(folders(*attempts))
     assert found.records == (attempts[0],)
     assert found.superseded == ("'results/b' is an earlier attempt at the cell in 'results/a'",)
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("c-lora", "c-lora (arXiv 2502.17920)"),
+        ("finetune:adapter=clora", "finetune:adapter=clora (arXiv 2512.24603)"),
+        ("finetune:adapter=clora+rank=4", "finetune:adapter=clora+rank=4 (arXiv 2512.24603)"),
+        ("duallora", "duallora"),
+    ],
+)
+def test_names_that_could_mislead_have_the_number_of_their_paper(label: str, shown: str, make: Make) -> None:
+    (only,) = group([make(label)])
+    assert [row.method for row in only.rows] == [shown]

@@ -1,38 +1,53 @@
-"""Sequential LoRA (SeqLoRA), without protection of earlier tasks: the lower reference.
+"""Sequential fine-tuning (SeqLoRA), without protection of earlier tasks: the lower reference.
 
-One pair of low-rank maps per block is trained on every experience in turn and never frozen, so later
-experiences overwrite what earlier ones learnt (called SeqLoRA in InfLoRA, arXiv 2404.00228).
+By default one pair of low-rank maps per block is trained on every experience in turn and never frozen, so
+later experiences overwrite what earlier ones learnt (called SeqLoRA in InfLoRA, arXiv 2404.00228). `adapter`
+puts something else in the place of these maps:
 
-With `tune=full` all weights of the backbone are trained instead: full sequential fine-tuning, which other
-benchmarks call "finetune". Nothing of the backbone is frozen then, and the state holds all of it.
+- `full`: all weights of the backbone, which other benchmarks call "finetune". Nothing of the backbone is
+  frozen then, and the state holds all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from methods.adapter import Adapter
 from methods.base import Method, adam
 from methods.errors import UsageError
+from methods.head import HeadInit
 from methods.hyper import STRICT, Hyper, hyper
-from methods.lora import LoraPlug, LowRank, check_rank, merge
+from methods.lora import LoraPlug, check_rank
 from methods.registry import register
+from methods.strategy import StrategyLike
 from methods.vit import open_seams
 
-Tune = Literal["lora", "full"]
+AdapterName = Literal["lora", "full"]
 
 
 @dataclass(frozen=True, config=STRICT)
-class LoraHyper(Hyper):
-    """Hyper-parameters of plain LoRA, and of full fine-tuning in its place."""
+class FinetuneHyper(Hyper):
+    """Hyper-parameters of all adapters; `READ_UNDER` says which adapter reads which of them."""
 
-    lr: float = hyper(5e-3, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
-    rank: int = hyper(10, "rank of each low-rank map", source="InfLoRA's code, so that sizes match", ge=1)
+    lr: float = hyper(
+        5e-3,
+        "learning rate of Adam",
+        source="chosen on validation under adapter=lora, docs/defaults.md",
+        gt=0,
+    )
+    rank: int = hyper(
+        10,
+        "rank of each low-rank map under adapter=lora",
+        source="InfLoRA's code, so that sizes match",
+        ge=1,
+    )
     targets: str = hyper(
         "kv",
         "projections that are adapted, some of q, k, v",
@@ -40,67 +55,121 @@ class LoraHyper(Hyper):
         pattern="^q?k?v?$",
         min_length=1,
     )
-    tune: Tune = hyper(
-        "lora", "what is trained: low-rank maps (lora), or all weights of the backbone (full)", source="ours"
+    adapter: AdapterName = hyper(
+        "lora",
+        "what is trained: low-rank maps (lora), or all weights of the backbone (full)",
+        source="ours",
     )
     full_lr: float = hyper(
         3e-5,
-        "learning rate of Adam under tune=full, in place of lr",
+        "learning rate of Adam under adapter=full, in place of lr",
         source="ours: 1e-5, 3e-5 and 1e-4 gave 57.4, 57.1 and 36.6 % on validation of digits, seed 0",
         gt=0,
     )
 
 
-#: Options that are read under one value of `tune` only.
-READ_UNDER: dict[Tune, tuple[str, ...]] = {"lora": ("lr", "rank", "targets"), "full": ("full_lr",)}
+class Lora(Adapter):
+    """A low-rank map on the projections `targets` of every block."""
 
-
-@register("finetune")
-class Finetune(Method[LoraHyper]):
-    """Trains one set of LoRA maps, or the whole backbone, on every experience; one head per experience."""
-
-    Hyper = LoraHyper
-
-    @classmethod
-    def check(cls, hyper: LoraHyper, experiences: int) -> None:
-        """Refuse a changed option that the value of `tune` leaves without effect."""
-        other: Tune = "lora" if hyper.tune == "full" else "full"
-        defaults = LoraHyper()
-        for option in READ_UNDER[other]:
-            if getattr(hyper, option) != getattr(defaults, option):
-                legal = ", ".join(READ_UNDER[hyper.tune])
-                raise UsageError(
-                    f"{cls.name}.{option} is {getattr(hyper, option)}, but {cls.name}.tune={hyper.tune} does "
-                    f"not use it; legal with it: {legal}; leave {option} out, or set {cls.name}.tune={other}"
-                )
-
-    def adapt(self, model: VisionTransformer) -> None:
-        if self.hyper.tune == "full":
-            model.requires_grad_(True)
-            return
-        check_rank(self.name, self.hyper.rank, model)
+    def plug(self, model: VisionTransformer) -> None:
+        check_rank(self.owner, self.hyper.rank, model)
         for attention in open_seams(model):
             attention.plug = LoraPlug(model.embed_dim, self.hyper.rank, self.hyper.targets)
 
+
+class Full(Adapter):
+    """All weights of the backbone: there is nothing to plug in or to merge."""
+
+    trains_backbone: ClassVar = True
+
+    @property
+    def lr(self) -> float:
+        return self.hyper.full_lr
+
+    def plug(self, model: VisionTransformer) -> None:
+        model.requires_grad_(True)
+
+
+ADAPTERS: Mapping[AdapterName, type[Adapter]] = {"lora": Lora, "full": Full}
+
+#: The options that are read under each adapter.
+READ_UNDER: Mapping[AdapterName, tuple[str, ...]] = {
+    "lora": ("lr", "rank", "targets"),
+    "full": ("full_lr",),
+}
+
+
+@register("finetune")
+class Finetune(Method[FinetuneHyper]):
+    """Trains one adapter, or the whole backbone, on every experience; one head per experience."""
+
+    Hyper = FinetuneHyper
+
+    def __init__(self, *, head_init: HeadInit = "zero", **options: object) -> None:
+        super().__init__(head_init=head_init, **options)
+        self.adapter = ADAPTERS[self.hyper.adapter](self.name, self.hyper)
+        #: Present during an experience.
+        self._step_hook: RemovableHandle | None = None
+
+    @classmethod
+    def check(cls, hyper: FinetuneHyper, experiences: int) -> None:
+        """Refuse a changed option that the adapter leaves without effect."""
+        defaults, legal = FinetuneHyper(), READ_UNDER[hyper.adapter]
+        for option in sorted({name for names in READ_UNDER.values() for name in names} - {*legal}):
+            if getattr(hyper, option) != getattr(defaults, option):
+                others = [name for name, options in READ_UNDER.items() if option in options]
+                raise UsageError(
+                    f"{cls.name}.{option} is {getattr(hyper, option)}, but {cls.name}.adapter="
+                    f"{hyper.adapter} does not use it; legal with it: {', '.join(legal)}; leave {option} "
+                    f"out, or set {cls.name}.adapter={' or '.join(others)}"
+                )
+
+    @classmethod
+    def caveats(cls, hyper: FinetuneHyper) -> tuple[str, ...]:
+        """What is not the publication's, under adapters that have one."""
+        return ADAPTERS[hyper.adapter].caveats
+
+    def adapt(self, model: VisionTransformer) -> None:
+        self.adapter.plug(model)
+
+    def begin(self, strategy: StrategyLike) -> None:
+        self.adapter.begin(strategy)
+        self._unhook()  # of an experience that did not come to its end
+        self._step_hook = strategy.optimizer.register_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Called by the optimiser, not by `after_update`, which comes after a step that was skipped, too."""
+        # A GradScaler leaves it to a fused optimiser to skip the step where the scaled loss overflowed.
+        overflow: Tensor | None = getattr(optimizer, "found_inf", None)
+        if overflow is None or not overflow.item():
+            self.adapter.after_step()
+
+    def _unhook(self) -> None:
+        if self._step_hook is not None:
+            self._step_hook.remove()
+
+    def before_backward(self, strategy: StrategyLike, **kwargs: object) -> None:
+        penalty = self.adapter.penalty()
+        if penalty is not None:
+            strategy.loss = strategy.loss + penalty
+
+    def end(self, strategy: StrategyLike) -> None:
+        self._unhook()
+        self._diagnostics = dict(self.adapter.diagnostics())
+
+    def frozen_after(self, task: int) -> Iterable[str]:
+        """The head, and what the adapter freezes."""
+        return (*super().frozen_after(task), *self.adapter.frozen_after(task))
+
     def owns(self, name: str) -> bool:
-        """Under tune=full all tensors: the whole backbone is trained, and is part of the state."""
-        return self.hyper.tune == "full" or super().owns(name)
+        """Under adapter=full all tensors: the whole backbone is trained, and is part of the state."""
+        return self.adapter.trains_backbone or super().owns(name)
 
     def merge(self, model: VisionTransformer) -> bool:
-        """All maps: x W^T + x A^T B^T = x (W + B A)^T. Under tune=full there are none."""
-        for attention in open_seams(model):
-            if isinstance(attention.plug, LoraPlug):
-                _merge_plug(attention.qkv, attention.plug)
-            attention.plug = None
+        """All maps: x W^T + x A^T B^T = x (W + B A)^T. Under adapter=full there are none."""
+        self.adapter.merge(model)
         return True
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam, with `lr` or `full_lr`."""
-        lr = self.hyper.full_lr if self.hyper.tune == "full" else self.hyper.lr
-        return adam(parameters, lr)
-
-
-def _merge_plug(qkv: nn.Linear, plug: LoraPlug) -> None:
-    for target, pair in plug.maps.items():
-        assert isinstance(pair, LowRank)
-        merge(qkv, target, pair.up, pair.down)
+        """Adam, with the adapter's learning rate."""
+        return adam(parameters, self.adapter.lr)

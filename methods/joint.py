@@ -31,11 +31,16 @@ class Joint(Finetune):
             strategy.adapted_dataset = concat_datasets(self.images)
 
     def begin(self, strategy: StrategyLike) -> None:
+        super().begin(strategy)
         self.current = tuple(strategy.model.head.columns.tolist())
 
     def before_training_epoch(self, strategy: StrategyLike, **kwargs: object) -> None:
         if not is_last(strategy.experience):
             strategy.stop_training()
+
+    def end(self, strategy: StrategyLike) -> None:
+        if is_last(strategy.experience):
+            super().end(strategy)
 
     def frozen_after(self, task: int) -> tuple[str, ...]:
         """Nothing: every head is trained at the end."""

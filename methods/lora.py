@@ -6,6 +6,7 @@ Shapes: B images, N tokens, D width of the backbone, r rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 import torch
@@ -35,7 +36,15 @@ class LowRank(nn.Module):
         return nn.functional.linear(nn.functional.linear(x, self.down), self.up)
 
 
-class LoraPlug(Plug):
+class LowRankPlug(Plug):
+    """Base of plugs that add a low-rank map of the block's input to projections, and can be merged."""
+
+    def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """The changes of the weights by projection: (up (D, r), down (r, D)) of the change up down."""
+        raise NotImplementedError
+
+
+class LoraPlug(LowRankPlug):
     """Adds a `LowRank` map of the block's input to each projection named in `targets`, e.g. "kv"."""
 
     def __init__(self, width: int, rank: int, targets: str) -> None:
@@ -47,16 +56,20 @@ class LoraPlug(Plug):
         q, k, v = (t + self.maps[n](x) if n in self.maps else t for n, t in projections.items())
         return q, k, v
 
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """up and down of each map, as they are."""
+        return {target: (pair.up, pair.down) for target, pair in self.maps.items()}  # type: ignore[misc]
 
-def check_rank(owner: str, rank: int, model: VisionTransformer) -> None:
-    """Refuse a rank above the width of the backbone; the message names the option `owner`.rank.
+
+def check_rank(owner: str, rank: int, model: VisionTransformer, option: str = "rank") -> None:
+    """Refuse a rank above the width of the backbone; the message names `option` of `owner`.
 
     Raises:
         UsageError: naming the width.
     """
     if rank > model.embed_dim:
         raise UsageError(
-            f"{owner}.rank is {rank}; legal: at most the width of the backbone, {model.embed_dim}"
+            f"{owner}.{option} is {rank}; legal: at most the width of the backbone, {model.embed_dim}"
         )
 
 

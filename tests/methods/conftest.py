@@ -24,8 +24,7 @@ from tests.conftest import CLASSES, deep_vit, synthetic
 ORDER = [4, 1, 0, 5, 3, 2]
 
 #: Full fine-tuning, at a rate at which a ViT with random weights learns in a few steps.
-FULL = "finetune:tune=full+full_lr=0.001"
-
+FULL = "finetune:adapter=full+full_lr=0.001"
 
 #: As the official code of L2P and DualPrompt: the norm for clipping is over all gradients, and images vote.
 OFFICIAL = (

@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: of low-rank maps, or of the whole backbone."""
+"""Sequential fine-tuning: of an adapter, or of the whole backbone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from methods.errors import UsageError
-from methods.finetune import READ_UNDER, Finetune, LoraHyper
+from methods.finetune import ADAPTERS, READ_UNDER, Finetune, FinetuneHyper
 from methods.hyper import fields_of
 from methods.joint import Joint
+from methods.lora import LowRank
 from tests.conftest import deep_vit, tiny_vit
 from tests.methods.conftest import FULL, Run
 
@@ -53,52 +54,68 @@ def test_full_fine_tuning_leaves_the_plain_vit(trained):
 
 def test_each_way_to_train_has_its_learning_rate():
     model = tiny_vit()
-    for method, lr in ((Finetune(lr=3e-3), 3e-3), (Finetune(tune="full", full_lr=2e-5), 2e-5)):
+    for method, lr in ((Finetune(lr=3e-3), 3e-3), (Finetune(adapter="full", full_lr=2e-5), 2e-5)):
         assert method.make_optimizer(model.parameters()).defaults["lr"] == lr
 
 
 def test_joint_can_train_the_whole_backbone_too():
-    run = Run("joint:tune=full", epochs=1)
+    run = Run("joint:adapter=full", epochs=1)
     first, last = run.after[0], run.after[-1]
     assert [name for name in backbone(run) if not torch.equal(run.before[name], first[name])] == []
     assert [name for name in backbone(run) if torch.equal(first[name], last[name])] == []
 
 
+def test_lora_draws_its_maps_block_by_block_and_nothing_else():
+    """So that its numbers are those of the time before there were other adapters."""
+    model = deep_vit()
+    torch.manual_seed(3)
+    Finetune().attach(model)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    expected = [LowRank(32, 10) for _ in model.blocks for _ in "kv"]
+    assert torch.equal(torch.get_rng_state(), after)
+    maps = [pair for block in model.blocks for pair in block.attn.plug.maps.values()]
+    assert all(torch.equal(a.down, b.down) for a, b in zip(maps, expected, strict=True))
+
+
 @pytest.mark.parametrize("cls", [Finetune, Joint])
 @pytest.mark.parametrize(
-    ("tune", "option", "value"),
+    ("adapter", "option", "value", "others"),
     [
-        ("full", "rank", 4),
-        ("full", "targets", "v"),
-        ("full", "lr", 1e-3),
-        ("lora", "full_lr", 1e-3),
+        ("full", "rank", 4, "lora"),
+        ("full", "targets", "v", "lora"),
+        ("full", "lr", 1e-3, "lora"),
+        ("lora", "full_lr", 1e-3, "full"),
     ],
 )
-def test_an_option_without_effect_is_refused(cls, tune, option, value):
-    other = "lora" if tune == "full" else "full"
-    legal = ", ".join(READ_UNDER[tune])
+def test_an_option_without_effect_is_refused(cls, adapter, option, value, others):
+    legal = ", ".join(READ_UNDER[adapter])
     message = (
-        rf"{cls.name}.{option} is {value}, but {cls.name}.tune={tune} does not use it; "
-        rf"legal with it: {legal}; leave {option} out, or set {cls.name}.tune={other}"
+        rf"{cls.name}.{option} is {value}, but {cls.name}.adapter={adapter} does not use it; "
+        rf"legal with it: {legal}; leave {option} out, or set {cls.name}.adapter={others}$"
     )
     with pytest.raises(UsageError, match=message):
-        cls.check(LoraHyper(tune=tune, **{option: value}), 5)
-    cls.check(LoraHyper(tune=other, **{option: value}), 5)
+        cls.check(FinetuneHyper(adapter=adapter, **{option: value}), 5)
+    for other in others.split(" or "):
+        cls.check(FinetuneHyper(adapter=other, **{option: value}), 5)
 
 
-def test_every_option_but_the_way_to_train_is_read_under_one_of_them():
-    assert sorted(name for names in READ_UNDER.values() for name in names) == sorted(
-        set(fields_of(LoraHyper)) - {"tune"}
-    )
+def test_every_adapter_says_which_options_it_reads():
+    assert set(READ_UNDER) == set(ADAPTERS)
+    assert {name for names in READ_UNDER.values() for name in names} == set(fields_of(FinetuneHyper)) - {
+        "adapter"
+    }
 
 
 def test_a_plain_avalanche_run_refuses_it_before_it_trains():
-    with pytest.raises(UsageError, match="tune=full does not use it"):
+    with pytest.raises(UsageError, match="adapter=full does not use it"):
         Run(FULL, epochs=1, rank=4)
 
 
-@pytest.mark.parametrize(("saved", "loaded"), [("lora", "full"), ("full", "lora")])
-def test_a_state_of_the_other_way_to_train_is_refused(saved, loaded, trained):
-    state = trained(FULL if saved == "full" else "finetune").method.state()
+CASES = {"lora": "finetune", "full": FULL}
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(a, b) for a in CASES for b in CASES if a != b])
+def test_a_state_of_another_adapter_is_refused(saved, loaded, trained):
     with pytest.raises(UsageError, match="does not fit"):
-        Finetune(tune=loaded).restore(deep_vit(), state)
+        Finetune(adapter=loaded).restore(deep_vit(), trained(CASES[saved]).method.state())

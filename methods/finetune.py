@@ -4,6 +4,8 @@ By default one pair of low-rank maps per block is trained on every experience in
 later experiences overwrite what earlier ones learnt (called SeqLoRA in InfLoRA, arXiv 2404.00228). `adapter`
 puts something else in the place of these maps:
 
+- `sora`: low-rank maps whose ranks are switched off by training (SoRA, arXiv 2311.11696), `methods/sora.py`;
+- `clora`: low-rank maps out of spaces that all blocks share (CLoRA, arXiv 2512.24603), `methods/clora.py`;
 - `full`: all weights of the backbone, which other benchmarks call "finetune". Nothing of the backbone is
   frozen then, and the state holds all of it.
 """
@@ -21,15 +23,20 @@ from torch.utils.hooks import RemovableHandle
 
 from methods.adapter import Adapter
 from methods.base import Method, adam
+from methods.clora import AfterFirst, Clora, SadeOf
 from methods.errors import UsageError
 from methods.head import HeadInit
 from methods.hyper import STRICT, Hyper, hyper
 from methods.lora import LoraPlug, check_rank
 from methods.registry import register
+from methods.sora import GateInit, GateReset, Sora, Threshold
 from methods.strategy import StrategyLike
 from methods.vit import open_seams
 
-AdapterName = Literal["lora", "full"]
+AdapterName = Literal["lora", "sora", "clora", "full"]
+
+SORA = "SoRA, arXiv 2311.11696"
+CLORA = "CLoRA, arXiv 2512.24603"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,7 +46,7 @@ class FinetuneHyper(Hyper):
     lr: float = hyper(
         5e-3,
         "learning rate of Adam",
-        source="chosen on validation under adapter=lora, docs/defaults.md",
+        source="chosen on validation under adapter=lora, docs/defaults.md; not chosen for sora and clora yet",
         gt=0,
     )
     rank: int = hyper(
@@ -57,7 +64,9 @@ class FinetuneHyper(Hyper):
     )
     adapter: AdapterName = hyper(
         "lora",
-        "what is trained: low-rank maps (lora), or all weights of the backbone (full)",
+        "what is trained: low-rank maps (lora), low-rank maps with gates that become zero (sora: SoRA, arXiv "
+        "2311.11696), low-rank maps out of spaces that all blocks share (clora: CLoRA, arXiv 2512.24603, "
+        "neither C-LoRA of 2502.17920 nor C-LoRA of 2304.06027), or all weights of the backbone (full)",
         source="ours",
     )
     full_lr: float = hyper(
@@ -65,6 +74,74 @@ class FinetuneHyper(Hyper):
         "learning rate of Adam under adapter=full, in place of lr",
         source="ours: 1e-5, 3e-5 and 1e-4 gave 57.4, 57.1 and 36.6 % on validation of digits, seed 0",
         gt=0,
+    )
+    sora_rank: int = hyper(
+        16,
+        "rank of each map under adapter=sora before gates become zero",
+        source=f"{SORA}: its code's README names 8 and 16",
+        ge=1,
+    )
+    alpha: float = hyper(
+        16.0,
+        "scale of SoRA's maps, times their rank at the start",
+        source=f"{SORA}: the scripts of its code",
+        gt=0,
+    )
+    dose: float = hyper(
+        1.0,
+        "sum of SoRA's threshold over the steps of an experience: what a gate loses in it without a gradient",
+        source="ours: the threshold of the scripts, 3e-4, would sum up to 0.03 over 96 steps",
+        ge=0,
+    )
+    threshold: Threshold = hyper(
+        "soft",
+        "how SoRA thresholds a gate: towards zero and no further (soft), or as the official code, which also "
+        "sets a gate below twice the threshold to zero (official)",
+        source=f"soft: {SORA}, its README; official: sparse_optimizer.py of its code",
+    )
+    gate_init: GateInit = hyper(
+        "ones",
+        "SoRA's gates at the start: all 1 (ones), or standard normal (normal)",
+        source=f"ours: an equal start for all ranks; normal: the code of {SORA}",
+    )
+    gate_reset: GateReset = hyper(
+        "none",
+        "SoRA's gates at the start of a later experience: as they are (none), or multiplied into the maps "
+        "and set to 1, so that ranks which became zero learn again (each_task)",
+        source="ours: SoRA knows one task only",
+    )
+    l1: float = hyper(
+        0.0,
+        "weight in SoRA's loss of the mean of |g| over all gates of the model: one gate's share falls with "
+        "their number",
+        source=f"ours: with the threshold it is a second L1 term; the scripts of {SORA} have 10 and 1e-3",
+        ge=0,
+    )
+    clora_rank: int = hyper(
+        8, "rank of each shared space under adapter=clora", source=f"{CLORA}, by a note on it", ge=1
+    )
+    spaces: int = hyper(
+        4,
+        "pairs of spaces that CLoRA's maps share",
+        source="ours: the paper searches it, its choice is not known",
+        ge=1,
+    )
+    sade: SadeOf = hyper(
+        "module",
+        "what CLoRA's regulariser SADE compares: the branches of each projection (module), the products of "
+        "the shared spaces (shared), or the spaces themselves (base)",
+        source=f"ours: the exact form in {CLORA} is not known",
+    )
+    sade_weight: float = hyper(
+        1e-2,
+        "weight of SADE in the loss",
+        source="ours: the paper searches it, its choice is not known",
+        ge=0,
+    )
+    spaces_after_first: AfterFirst = hyper(
+        "train",
+        "CLoRA's shared spaces after the first experience: trained on (train), or frozen (freeze)",
+        source=f"train: {CLORA} knows one task only; freeze is an ablation of ours",
     )
 
 
@@ -90,11 +167,13 @@ class Full(Adapter):
         model.requires_grad_(True)
 
 
-ADAPTERS: Mapping[AdapterName, type[Adapter]] = {"lora": Lora, "full": Full}
+ADAPTERS: Mapping[AdapterName, type[Adapter]] = {"lora": Lora, "sora": Sora, "clora": Clora, "full": Full}
 
 #: The options that are read under each adapter.
 READ_UNDER: Mapping[AdapterName, tuple[str, ...]] = {
     "lora": ("lr", "rank", "targets"),
+    "sora": ("lr", "targets", "sora_rank", "alpha", "dose", "threshold", "gate_init", "gate_reset", "l1"),
+    "clora": ("lr", "targets", "clora_rank", "spaces", "sade", "sade_weight", "spaces_after_first"),
     "full": ("full_lr",),
 }
 
@@ -104,6 +183,7 @@ class Finetune(Method[FinetuneHyper]):
     """Trains one adapter, or the whole backbone, on every experience; one head per experience."""
 
     Hyper = FinetuneHyper
+    diagnostic_help: ClassVar = {**Sora.diagnostic_help, **Clora.diagnostic_help}
 
     def __init__(self, *, head_init: HeadInit = "zero", **options: object) -> None:
         super().__init__(head_init=head_init, **options)

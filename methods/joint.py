@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 from methods.avalanche_parts import concat_datasets
-from methods.finetune import Finetune
+from methods.errors import UsageError
+from methods.finetune import Finetune, FinetuneHyper
 from methods.head import HeadInit
 from methods.registry import register
 from methods.strategy import ExperienceLike, ImageData, StrategyLike
+
+#: Options that say what becomes of an adapter in later experiences, and their only legal value here.
+SINGLE_TRAINING = {"gate_reset": "none", "spaces_after_first": "train"}
 
 
 @register("joint")
@@ -24,6 +28,17 @@ class Joint(Finetune):
     def __init__(self, *, head_init: HeadInit = "zero", **options: object) -> None:
         super().__init__(head_init=head_init, **options)
         self.images: list[ImageData] = []
+
+    @classmethod
+    def check(cls, hyper: FinetuneHyper, experiences: int) -> None:
+        """Refuse what `finetune` refuses, and options about later experiences."""
+        super().check(hyper, experiences)
+        for option, legal in SINGLE_TRAINING.items():
+            if getattr(hyper, option) != legal:
+                raise UsageError(
+                    f"{cls.name}.{option} is {getattr(hyper, option)}, but {cls.name} trains once, so that "
+                    f"no later task follows; legal: {legal}"
+                )
 
     def after_train_dataset_adaptation(self, strategy: StrategyLike, **kwargs: object) -> None:
         self.images.append(strategy.adapted_dataset)

@@ -7,7 +7,7 @@ strategies (`Naive`, ...) and by the harness' own, `bench.cell.strategy.Strategy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sized
 from typing import Protocol
 
 import torch
@@ -95,6 +95,10 @@ class StrategyLike(Protocol):
     @property
     def mb_y(self) -> Tensor:
         """Class ids (B,) of the batch."""
+
+    @property
+    def dataloader(self) -> Sized:
+        """The batches of an epoch; in training, their number is that of its steps."""
 
     @property
     def train_epochs(self) -> int:

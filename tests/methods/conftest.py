@@ -26,6 +26,12 @@ ORDER = [4, 1, 0, 5, 3, 2]
 #: Full fine-tuning, at a rate at which a ViT with random weights learns in a few steps.
 FULL = "finetune:adapter=full+full_lr=0.001"
 
+#: What may stand in place of LoRA's maps; a dose at which the few steps of the stream leave some gates.
+SORA, CLORA = ADAPTERS = (
+    "finetune:adapter=sora+gate_init=normal+dose=0.3+lr=0.002",
+    "finetune:adapter=clora",
+)
+
 #: As the official code of L2P and DualPrompt: the norm for clipping is over all gradients, and images vote.
 OFFICIAL = (
     "l2p:clip_over=all+selection=batch+vote_size=4",

@@ -14,6 +14,7 @@ from methods.registry import METHODS
 from methods.vit import open_seams
 from tests.conftest import deep_vit
 from tests.methods.conftest import (
+    ADAPTERS,
     DOMAINS,
     FULL,
     OFFICIAL,
@@ -28,7 +29,7 @@ from tests.methods.conftest import (
 #: Cases that train the whole backbone; every other case leaves most of it frozen.
 UNFROZEN = [FULL]
 
-pytestmark = pytest.mark.parametrize("name", [*METHODS, *UNFROZEN, *OFFICIAL])
+pytestmark = pytest.mark.parametrize("name", [*METHODS, *UNFROZEN, *ADAPTERS, *OFFICIAL])
 
 
 #: Tests that hold in both scenarios.
@@ -274,4 +275,4 @@ def test_a_value_of_the_wrong_type_is_answered_with_what_was_got(name):
 def test_the_class_has_a_summary_and_a_name(name):
     entry = METHODS[class_of(name).name]
     assert entry.summary
-    assert name in (entry.name, *UNFROZEN, *OFFICIAL)
+    assert name in (entry.name, *UNFROZEN, *ADAPTERS, *OFFICIAL)

@@ -1,9 +1,10 @@
-"""Sequential fine-tuning: of an adapter, or of the whole backbone."""
+"""Sequential fine-tuning: of an adapter, or of the whole backbone; sora and clora have files of their own."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 
 from methods.errors import UsageError
 from methods.finetune import ADAPTERS, READ_UNDER, Finetune, FinetuneHyper
@@ -11,7 +12,7 @@ from methods.hyper import fields_of
 from methods.joint import Joint
 from methods.lora import LowRank
 from tests.conftest import deep_vit, tiny_vit
-from tests.methods.conftest import FULL, Run
+from tests.methods.conftest import CLORA, FULL, SORA, Run
 
 
 def backbone(run: Run) -> set[str]:
@@ -83,9 +84,13 @@ def test_lora_draws_its_maps_block_by_block_and_nothing_else():
     ("adapter", "option", "value", "others"),
     [
         ("full", "rank", 4, "lora"),
-        ("full", "targets", "v", "lora"),
-        ("full", "lr", 1e-3, "lora"),
+        ("full", "targets", "v", "lora or sora or clora"),
+        ("full", "lr", 1e-3, "lora or sora or clora"),
         ("lora", "full_lr", 1e-3, "full"),
+        ("lora", "dose", 0.5, "sora"),
+        ("sora", "rank", 4, "lora"),
+        ("sora", "spaces", 2, "clora"),
+        ("clora", "l1", 0.5, "sora"),
     ],
 )
 def test_an_option_without_effect_is_refused(cls, adapter, option, value, others):
@@ -100,6 +105,43 @@ def test_an_option_without_effect_is_refused(cls, adapter, option, value, others
         cls.check(FinetuneHyper(adapter=other, **{option: value}), 5)
 
 
+@pytest.mark.parametrize(
+    ("adapter", "option", "value", "legal"),
+    [("sora", "gate_reset", "each_task", "none"), ("clora", "spaces_after_first", "freeze", "train")],
+)
+def test_joint_refuses_what_is_about_later_tasks(adapter, option, value, legal):
+    hyper = FinetuneHyper(adapter=adapter, **{option: value})
+    Finetune.check(hyper, 5)
+    with pytest.raises(
+        UsageError, match=rf"joint.{option} is {value}, but joint trains once.*legal: {legal}"
+    ):
+        Joint.check(hyper, 5)
+
+
+class Reports(SupervisedPlugin):
+    """What the method reports after each experience."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, object]] = []
+
+    def after_training_exp(self, strategy, *args, **kwargs):
+        self.seen.append(dict(strategy.plugins[0].diagnostics()))
+
+
+@pytest.mark.parametrize("adapter", ["sora", "clora"])
+def test_joint_trains_with_an_adapter_at_its_end_only(adapter):
+    reports = Reports()
+    run = Run(f"joint:adapter={adapter}", epochs=1, plugins=[reports])
+    added = [name for name in run.after[0] if ".plug." in name or name.startswith("spaces.")]
+    assert added
+    first, last = run.after[0], run.after[-1]
+    assert all(torch.equal(first[name], run.after[1][name]) for name in added)
+    assert [name for name in added if torch.equal(first[name], last[name])] == []
+    assert reports.seen[:2] == [{}, {}]
+    assert set() < set(reports.seen[2]) <= set(run.method.diagnostic_help)
+
+
 def test_every_adapter_says_which_options_it_reads():
     assert set(READ_UNDER) == set(ADAPTERS)
     assert {name for names in READ_UNDER.values() for name in names} == set(fields_of(FinetuneHyper)) - {
@@ -112,7 +154,29 @@ def test_a_plain_avalanche_run_refuses_it_before_it_trains():
         Run(FULL, epochs=1, rank=4)
 
 
-CASES = {"lora": "finetune", "full": FULL}
+def test_an_adapter_with_a_publication_says_what_is_not_from_it():
+    for adapter, source in (("sora", "arXiv 2311.11696"), ("clora", "arXiv 2512.24603")):
+        hyper = FinetuneHyper(adapter=adapter)
+        for cls in (Finetune, Joint):
+            told = " ".join(cls.caveats(hyper))
+            assert source in told
+            assert "not of continual learning" in told
+            assert "no class-incremental number of it is published" in told
+            assert "this project's" in told
+    assert Finetune.caveats(FinetuneHyper()) == Finetune.caveats(FinetuneHyper(adapter="full")) == ()
+
+
+def test_the_option_tells_apart_what_differs_by_a_hyphen():
+    help_line = fields_of(FinetuneHyper)["adapter"].description or ""
+    assert all(number in help_line for number in ("2311.11696", "2512.24603", "2502.17920", "2304.06027"))
+
+
+@pytest.mark.parametrize("benchmark", ["cifar100", "imagenet-r", "digits"])
+def test_no_recipe_is_claimed(benchmark):
+    assert Finetune.paper(benchmark) == Finetune.paper_options(benchmark) == {}
+
+
+CASES = {"lora": "finetune", "full": FULL, "sora": SORA, "clora": CLORA}
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [(a, b) for a in CASES for b in CASES if a != b])

@@ -152,7 +152,9 @@ def test_the_task_id_is_not_read_at_test_time(name, scenario, trained):
 
 def test_it_learns_more_than_chance_in_a_stream_of_domains(name, trained, labelled):
     x, y = labelled
-    model = trained(name, "domain-incremental").model
+    slow = name.startswith("l2p")  # its prompts learn little in a few steps on random weights
+    run = Run(name, epochs=30, make_stream=domains) if slow else trained(name, "domain-incremental")
+    model = run.model
     with torch.no_grad():
         hits = [(model(change(x)).argmax(1) == y).float().mean() for change in DOMAINS]
     assert sum(hits) / len(hits) > 1.5 / 6

@@ -38,6 +38,9 @@ OFFICIAL = (
     "dualprompt:clip_over=all+selection=batch+vote_size=4",
 )
 
+#: The readings of "the old path gives no gradient" beside the default.
+ROUTED = ("c-lora:old_path=live", "c-lora:old_path=full")
+
 
 class Spy(SupervisedPlugin):
     """Records, for every experience, what the contract tests compare."""

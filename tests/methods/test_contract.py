@@ -19,6 +19,7 @@ from tests.methods.conftest import (
     FULL,
     OFFICIAL,
     ORDER,
+    ROUTED,
     STREAMS,
     Run,
     copy_of,
@@ -29,7 +30,7 @@ from tests.methods.conftest import (
 #: Cases that train the whole backbone; every other case leaves most of it frozen.
 UNFROZEN = [FULL]
 
-pytestmark = pytest.mark.parametrize("name", [*METHODS, *UNFROZEN, *ADAPTERS, *OFFICIAL])
+pytestmark = pytest.mark.parametrize("name", [*METHODS, *UNFROZEN, *ADAPTERS, *OFFICIAL, *ROUTED])
 
 
 #: Tests that hold in both scenarios.
@@ -108,12 +109,13 @@ def group_of(name):
 
 def test_an_exception_to_the_independence_of_images_is_declared_and_told(name):
     method = make(name)
-    caveats = method.caveats(method.hyper)
+    told = "depends on which images are tested together"
     declared = method.batch_group(method.hyper) is not None
     assert declared == (name in OFFICIAL)
-    defaults = type(method).caveats(method.Hyper())
-    assert any("depends on which images are tested together" in caveat for caveat in caveats) == declared
-    assert not any("depends on which images are tested together" in caveat for caveat in defaults)
+    assert any(told in caveat for caveat in method.caveats(method.hyper)) == declared
+    default = method.Hyper()
+    assert method.batch_group(default) is None
+    assert not any(told in caveat for caveat in method.caveats(default))
 
 
 @BOTH
@@ -277,4 +279,4 @@ def test_a_value_of_the_wrong_type_is_answered_with_what_was_got(name):
 def test_the_class_has_a_summary_and_a_name(name):
     entry = METHODS[class_of(name).name]
     assert entry.summary
-    assert name in (entry.name, *UNFROZEN, *ADAPTERS, *OFFICIAL)
+    assert name in (entry.name, *UNFROZEN, *ADAPTERS, *OFFICIAL, *ROUTED)

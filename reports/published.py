@@ -143,6 +143,13 @@ DUALLORA = (
     "DualLoRA: no published number could be verified; the paper's text and code were not available to us."
 )
 OF_CLASSES = "The sources in results/published are about class-incremental streams only."
+C_LORA = (
+    "C-LoRA with a routing matrix (arXiv 2502.17920): no published number is known to us. Results called "
+    "C-LoRA in other papers' tables are of another method (Smith et al., arXiv 2304.06027); they are not "
+    "shown beside it."
+)
+#: What is said of a method wherever it is in a table, by name.
+SAID_OF = {"duallora": DUALLORA, "c-lora": C_LORA}
 HOW_TO_READ = (
     "Published values are as their sources state them: n is the number of runs, and ± is a standard "
     "deviation only where sd is written. Here, ± is the 95 % t-interval over seeds. Comparable means that "
@@ -216,8 +223,7 @@ def _notes(group: Group, sources: Sequence[PublishedSource], entries: Sequence[_
     else:
         listed = ", ".join(map(str, published_tasks))
         yield f"Published numbers of these methods are for {listed} tasks, not for {tasks}."
-    if "duallora" in methods:
-        yield DUALLORA
+    yield from (said for name, said in SAID_OF.items() if name in methods)
 
 
 def _component(record: Record, part: str) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from methods.errors import UsageError
 from methods.registry import METHODS
 from reports import published
 from reports.groups import group
-from reports.published import DUALLORA, Comparison, PublishedSource, compare, load
+from reports.published import C_LORA, DUALLORA, Comparison, PublishedSource, compare, load
 from reports.report import write_report
 
 Make = Callable[..., Record]
@@ -304,7 +304,8 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, change: str, sai
 
 #: What the sources compare with and this project does not have.
 OTHERS = {
-    *("FT", "FT++", "L2P++", "Deep L2P++", "C-LoRA", "LAE", "HiDe-Prompt", "SD-LoRA", "Joint"),
+    *("FT", "FT++", "L2P++", "Deep L2P++", "LAE", "HiDe-Prompt", "SD-LoRA", "Joint"),
+    "C-LoRA (Smith et al., arXiv 2304.06027)",
     "InfLoRA with a random design",
     "InfLoRA designed in the new task's space only",
     "InfLoRA designed outside the old tasks' space only",
@@ -331,6 +332,25 @@ def test_there_are_sources_and_none_has_a_number_of_duallora() -> None:
     assert not [
         r for s in load() for r in s.results if r.method == "duallora" or "dual-lora" in r.name.lower()
     ]
+
+
+def test_a_row_called_c_lora_says_whose_it_is_and_is_none_of_ours() -> None:
+    """Two methods have the name; the published numbers are of that which this project does not have."""
+    called = [
+        r for s in load() for r in s.results if r.name.lower().startswith(("c-lora", "c_lora", "clora"))
+    ]
+    assert called
+    assert {r.name for r in called} == {"C-LoRA (Smith et al., arXiv 2304.06027)"}
+    assert not [r for s in load() for r in s.results if r.method == "c-lora"]
+
+
+@pytest.mark.parametrize("benchmark", ["cifar100", "imagenet-r"])
+def test_numbers_of_the_other_c_lora_are_never_beside_ours(cell: Make, benchmark: str) -> None:
+    for label in ("c-lora", "c-lora:old_path=live"):
+        comparison = compared([cell(method=label, benchmark=benchmark, tasks=10)], *load())
+        assert comparison.table is None
+        assert C_LORA in comparison.notes
+    assert C_LORA not in compared([cell()], *load()).notes
 
 
 def test_the_official_code_under_its_own_recipe_with_its_own_order_is_comparable(make: Make) -> None:

@@ -99,7 +99,7 @@ def test_memory_and_operations_of_every_method_are_recorded(name: str, everythin
 def test_methods_that_merge_are_marked_and_cost_no_operation_more(everything: dict[str, Record]) -> None:
     costs = {name: each.cost for name, each in everything.items() if each.cost and each.cost.conditions}
     merged = {name for name, cost in costs.items() if cost.conditions and cost.conditions.merged}
-    assert merged == {"finetune", "inflora", "joint"}
+    assert merged == {"c-lora", "finetune", "inflora", "joint"}
     for name in merged:
         assert costs[name].experiences[-1].flops == costs[name].plain_flops
 

@@ -96,6 +96,24 @@ def domain_folders(class_folders: Folder) -> Callable[..., Path]:
     return write
 
 
+def with_lists(folder: Path, target: Path | None = None) -> Path:
+    """Writes lists of a folder of domains, into itself or another one, and returns the folder.
+
+    Of each class the first quarter of the images, and one at least, are test images. Classes are numbered
+    against the order of their names.
+    """
+    for domain in sorted(path for path in folder.iterdir() if path.is_dir()):
+        lines: dict[str, list[str]] = {"train": [], "test": []}
+        for label, cls in enumerate(sorted(domain.iterdir(), reverse=True)):
+            images = sorted(cls.iterdir())
+            for number, image in enumerate(images):
+                side = "test" if number < max(len(images) // 4, 1) else "train"
+                lines[side].append(f"{image.relative_to(folder).as_posix()} {label}\n")
+        for side, of_side in lines.items():
+            ((target or folder) / f"{domain.name}_{side}.txt").write_text("".join(of_side))
+    return folder
+
+
 def hash_of(name: str, number: int) -> int:
     return int(hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:8], 16)
 

@@ -12,10 +12,11 @@ import pytest
 
 from bench.benchmarks import BENCHMARKS
 from bench.benchmarks.base import NO_DOMAIN, Benchmark, Dataset, ImageSet
+from bench.benchmarks.domainnet import ORDERS
 from bench.benchmarks.loading import Arrays, load_arrays
 from bench.benchmarks.splits import STREAMS, Split, class_order, make_split, strata_of
 from bench.spec import Scenario
-from tests.bench.benchmarks.conftest import ClosedPixels
+from tests.bench.benchmarks.conftest import ClosedPixels, with_lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +75,25 @@ def opened(
     cifar_root: Path,
 ) -> Opened:
     """A benchmark on data that the test made, or that the project carries."""
-    folder = class_folders(tmp_path / "pets", EIGHT)
-    domains = domain_folders(tmp_path / "styles", ["drawn", "painted", "seen"], EIGHT)
-    options: dict[str, dict[str, Any]] = {
-        "digits": {},
-        "digits-domains": {},
-        "domain-folder": {"path": domains},
-        "cifar100": {},
-        "image-folder": {"path": folder},
-        "imagenet-r": {"path": folder, "allow_subset": True},
+
+    def pets() -> Path:
+        return class_folders(tmp_path / "pets", EIGHT)
+
+    def domainnet() -> Path:
+        return with_lists(domain_folders(tmp_path / "domainnet", ORDERS["name"], EIGHT))
+
+    options: dict[str, Callable[[], dict[str, Any]]] = {
+        "digits": dict,
+        "digits-domains": dict,
+        "domain-folder": lambda: {"path": domain_folders(tmp_path / "styles", ["drawn", "seen"], EIGHT)},
+        "domainnet": lambda: {"path": domainnet(), "allow_subset": True, "order": "ranpac"},
+        "cifar100": dict,
+        "image-folder": lambda: {"path": pets()},
+        "imagenet-r": lambda: {"path": pets(), "allow_subset": True},
     }
     name, scenario = request.param
     cls = BENCHMARKS[name].load()
-    return Opened(cls(cls.Options(**options[name])), (cifar_root,), scenario)
+    return Opened(cls(cls.Options(**options[name]())), (cifar_root,), scenario)
 
 
 # ---- every stream ----------------------------------------------------------------------------------------

@@ -184,11 +184,11 @@ def test_fidelity_has_a_section_for_every_method():
     assert headings == {name for name in METHODS if METHODS[name].target.startswith("methods.")}
 
 
-def test_the_glossary_explains_fifteen_terms_in_one_or_two_sentences():
+def test_the_glossary_explains_its_terms_in_one_or_two_sentences():
     rows = re.findall(
         r"^\| \*\*(.+?)\*\* \| (.+) \|$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE
     )
-    assert len({term for term, _ in rows}) == 15
+    assert len({term for term, _ in rows}) == len(rows) > 15
     assert [term for term, text in rows if not 1 <= len(re.findall(r"[.:](?=\s|$)", text)) <= 4] == []
 
 

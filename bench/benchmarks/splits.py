@@ -294,8 +294,9 @@ def _check_domains(dataset: Dataset) -> None:
 def make_split(dataset: Dataset, stream: Stream, *, scale: Scale, eval_on: TestSource) -> Split:
     """Divide a data set for one stream.
 
-    On validation, a fifth of the training images is held out first, of each class and domain, and the test
-    set is not read. Then the scale's limits apply to the training and to the test images.
+    On validation, a part of the training images is held out first, and the test set is not read: the rows
+    that the data set names, or a fifth of each class and domain. Then the scale's limits apply to the training
+    and to the test images.
 
     Raises:
         UsageError: for a class too small to hold out from.
@@ -304,7 +305,7 @@ def make_split(dataset: Dataset, stream: Stream, *, scale: Scale, eval_on: TestS
     if eval_on == "test":
         train, test = _all_rows(dataset.train), _all_rows(tested)
     else:
-        train, test = hold_out(strata_of(tested), tested.ids, HELD_OUT)
+        train, test = _held_out(dataset)
     train = _limited(dataset.train, train, scale.train_per_class)
     test = _limited(tested, test, scale.test_per_class)
     return Split(
@@ -318,6 +319,15 @@ def make_split(dataset: Dataset, stream: Stream, *, scale: Scale, eval_on: TestS
         test_source=eval_on,
         sha256=_split_sha256(bool(stream.domain_order), (dataset.train, train), (tested, test)),
     )
+
+
+def _held_out(dataset: Dataset) -> tuple[Int64Array, Int64Array]:
+    """Sorted rows of the training images: (trained on, tested on) on validation."""
+    import numpy as np
+
+    if dataset.validation_rows is None:
+        return hold_out(strata_of(dataset.train), dataset.train.ids, HELD_OUT)
+    return np.setdiff1d(_all_rows(dataset.train), dataset.validation_rows), dataset.validation_rows
 
 
 def _all_rows(images: ImageSet) -> Int64Array:

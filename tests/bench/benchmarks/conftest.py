@@ -96,6 +96,21 @@ def domain_folders(class_folders: Folder) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def core50_folder(picture: Callable[..., Path]) -> Folder:
+    """Writes the 11 sessions of CORe50, each with `counts[name]` frames of each object."""
+
+    def write(folder: Path, counts: Mapping[str, int]) -> Path:
+        for session in range(1, 12):
+            for name, count in counts.items():
+                for frame in range(count):
+                    file = f"C_{session:02d}_{int(name[1:]):02d}_{frame:03d}.png"
+                    picture(folder / f"s{session}" / name / file, seed=hash_of(file, frame), size=(4, 4))
+        return folder
+
+    return write
+
+
 def with_lists(folder: Path, target: Path | None = None) -> Path:
     """Writes lists of a folder of domains, into itself or another one, and returns the folder.
 

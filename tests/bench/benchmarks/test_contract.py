@@ -50,6 +50,8 @@ class Opened:
 
 #: Twelve classes of eight images.
 EIGHT = {f"class {number:02d}": 8 for number in range(12)}
+#: Ten objects with three frames in each session.
+OBJECTS = {f"o{number}": 3 for number in range(1, 11)}
 
 
 def offered(*scenarios: Scenario) -> Any:
@@ -72,6 +74,7 @@ def opened(
     tmp_path: Path,
     class_folders: Callable[..., Path],
     domain_folders: Callable[..., Path],
+    core50_folder: Callable[..., Path],
     cifar_root: Path,
 ) -> Opened:
     """A benchmark on data that the test made, or that the project carries."""
@@ -87,6 +90,7 @@ def opened(
         "digits-domains": dict,
         "domain-folder": lambda: {"path": domain_folders(tmp_path / "styles", ["drawn", "seen"], EIGHT)},
         "domainnet": lambda: {"path": domainnet(), "allow_subset": True, "order": "ranpac"},
+        "core50": lambda: {"path": core50_folder(tmp_path / "core50", OBJECTS), "allow_subset": True},
         "cifar100": dict,
         "image-folder": lambda: {"path": pets()},
         "imagenet-r": lambda: {"path": pets(), "allow_subset": True},

@@ -55,9 +55,7 @@ BASIS_ENERGY = 0.95
 class CLoraHyper(Hyper):
     """Hyper-parameters of C-LoRA (arXiv 2502.17920)."""
 
-    lr: float = hyper(
-        5e-3, "learning rate of Adam", source="as finetune's; chosen on validation: not yet", gt=0
-    )
+    lr: float = hyper(2e-3, "learning rate of Adam", source="chosen on validation, docs/defaults.md", gt=0)
     rank: int = hyper(10, "rank of each low-rank map", source="as finetune's, so that sizes match", ge=1)
     targets: str = hyper(
         "kv",

@@ -118,8 +118,8 @@ class Dataset:
     Attributes:
         notes: sentences on what was read and how, such as files that are left out; for plan and record.
         domains: names of the domains that the images come from; empty where they have none.
-        validation_rows: sorted rows of `train` that a run on validation is tested on and not trained on, where
-            images are not independent; None for a fifth of each class and domain (`splits.hold_out`).
+        validation_rows: sorted rows of `train` that a run on validation is tested on and not trained on,
+            where images are not independent; None for a fifth of each class and domain (`splits.hold_out`).
 
     Raises:
         UsageError: if a class has no image in one of the two sets.

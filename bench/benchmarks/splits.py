@@ -295,8 +295,8 @@ def make_split(dataset: Dataset, stream: Stream, *, scale: Scale, eval_on: TestS
     """Divide a data set for one stream.
 
     On validation, a part of the training images is held out first, and the test set is not read: the rows
-    that the data set names, or a fifth of each class and domain. Then the scale's limits apply to the training
-    and to the test images.
+    that the data set names, or a fifth of each class and domain. Then the scale's limits apply to the
+    training and to the test images.
 
     Raises:
         UsageError: for a class too small to hold out from.

@@ -11,20 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.benchmarks.base import Dataset, ImageSet, Scale
+from bench.benchmarks.base import NO_DOMAIN, Dataset, ImageSet, Scale
 from bench.benchmarks.pixels import ArrayPixels
 from bench.benchmarks.splits import (
     class_order,
+    class_stream,
+    domain_stream,
     hold_out,
     listed_order,
     own_order,
     split_by_rows,
     split_from_csv,
+    strata_of,
     stratified,
     task_sizes,
 )
 from methods.errors import MissingError, UsageError
-from tests.bench.benchmarks.conftest import ClosedPixels, class_split
+from tests.bench.benchmarks.conftest import ClosedPixels, class_split, domain_split
 
 ALL = Scale(train_per_class=None, test_per_class=None, epochs=1, batch_size=1)
 
@@ -329,3 +332,155 @@ def test_a_class_without_test_images_is_named() -> None:
     pool = image_set_of([2, 2])
     with pytest.raises(UsageError, match="1 of 2 classes have no test image: class1"):
         split_by_rows(("class0", "class1"), pool, (np.array([0, 2, 3]), np.array([1])))
+
+
+# ---- streams of domains ----------------------------------------------------------------------------------
+
+DOMAINS = ("north", "south", "west")
+
+
+def in_domains(counts: dict[tuple[int, int], int], prefix: str = "") -> ImageSet:
+    """`counts[domain, class]` images each; the names say which."""
+    cells = [cell for cell, count in counts.items() for _ in range(count)]
+    ids = tuple(f"{prefix}{domain}/{label}/{row}" for row, (domain, label) in enumerate(cells))
+    domains, labels = (np.array(column, np.int64) for column in zip(*cells, strict=True))
+    return ImageSet(ids, labels, ArrayPixels(np.zeros((len(ids), 2, 2, 3), np.uint8)), domains)
+
+
+def evenly(count: int, prefix: str = "") -> ImageSet:
+    """`count` images of each of two classes in each domain."""
+    return in_domains({(domain, label): count for domain in range(3) for label in range(2)}, prefix)
+
+
+def with_domains(train: ImageSet, test: ImageSet) -> Dataset:
+    return Dataset(("ant", "bee"), train, test, domains=DOMAINS)
+
+
+THREE_DOMAINS = with_domains(evenly(10), evenly(4, "test-"))
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+def test_a_stream_of_domains_has_a_task_for_each(tasks: int) -> None:
+    with pytest.raises(
+        UsageError, match=rf"each of its 3 domains \(north, south, west\), not {tasks}; leave --tasks out"
+    ):
+        domain_stream(THREE_DOMAINS, (0, 1, 2), tasks)
+
+
+@pytest.mark.parametrize("side", ["training", "test"])
+def test_a_domain_without_a_class_is_named(side: str) -> None:
+    counts = {(domain, label): 2 for domain in range(3) for label in range(2)}
+    del counts[1, 0], counts[2, 1]
+    lacking = in_domains(counts, f"{side}-")
+    dataset = with_domains(lacking, evenly(1)) if side == "training" else with_domains(evenly(1), lacking)
+    with pytest.raises(UsageError, match=f"2 have no {side} image: ant in south, bee in west; add images"):
+        domain_stream(dataset, (0, 1, 2), 3)
+
+
+def test_validation_is_held_out_of_each_class_and_domain() -> None:
+    train = in_domains({(domain, label): 5 + 5 * domain for domain in range(3) for label in range(2)})
+    split = domain_split(with_domains(train, evenly(1, "test-")), scale=ALL, eval_on="validation")
+    held = train.take(split.test_rows)
+    assert np.unique(strata_of(held), return_counts=True)[1].tolist() == [1, 2, 3, 1, 2, 3]
+    assert sorted([*split.train_rows, *split.test_rows]) == list(range(len(train)))
+    assert split.test_experience.tolist() == held.domains.tolist()
+
+
+def test_a_data_set_may_name_the_images_of_validation() -> None:
+    rows = np.array([0, 3, 59], np.int64)
+    dataset = dataclasses.replace(THREE_DOMAINS, validation_rows=rows)
+    split = domain_split(dataset, scale=ALL, eval_on="validation")
+    assert split.test_rows.tolist() == [0, 3, 59]
+    assert split.train_rows.tolist() == [row for row in range(60) if row not in rows]
+    assert len(domain_split(dataset, scale=ALL, eval_on="test").train_rows) == 60
+
+
+def test_caps_are_of_each_class_and_domain() -> None:
+    small = Scale(train_per_class=3, test_per_class=1, epochs=1, batch_size=1)
+    for split in (
+        domain_split(THREE_DOMAINS, scale=small, eval_on="test"),
+        class_split(THREE_DOMAINS, tasks=2, scale=small, eval_on="test"),
+    ):
+        for images, rows, cap in (
+            (THREE_DOMAINS.train, split.train_rows, 3),
+            (THREE_DOMAINS.test, split.test_rows, 1),
+        ):
+            assert np.unique(strata_of(images.take(rows)), return_counts=True)[1].tolist() == [cap] * 6
+
+
+def test_an_experience_is_the_place_of_a_domain_in_the_order() -> None:
+    split = domain_split(THREE_DOMAINS, scale=ALL, eval_on="test", order=(2, 0, 1))
+    place = {2: 0, 0: 1, 1: 2}
+    assert split.domain_order == (2, 0, 1)
+    for images, experience in (
+        (THREE_DOMAINS.train, split.train_experience),
+        (THREE_DOMAINS.test, split.test_experience),
+    ):
+        assert experience.tolist() == [place[domain] for domain in images.domains.tolist()]
+    assert (split.class_order, split.task_sizes) == ((0, 1), (2, 2, 2))
+
+
+def test_in_a_stream_of_classes_domains_are_mixed() -> None:
+    split = class_split(THREE_DOMAINS, tasks=2, scale=ALL, eval_on="test", order=(1, 0))
+    assert split.domain_order == ()
+    assert split.train_experience.tolist() == [1 - label for label in THREE_DOMAINS.train.labels.tolist()]
+
+
+def outside(images: ImageSet, rows: slice = slice(None)) -> ImageSet:
+    """The images, those of these rows without a domain."""
+    domains = images.domains.copy()
+    domains[rows] = NO_DOMAIN
+    return dataclasses.replace(images, domains=domains)
+
+
+def test_one_fixed_test_set_belongs_to_no_experience() -> None:
+    dataset = with_domains(evenly(10), outside(evenly(4, "test-")))
+    split = domain_split(dataset, scale=ALL, eval_on="test", order=(2, 0, 1))
+    assert split.test_experience.tolist() == [NO_DOMAIN] * 24
+    assert set(split.train_experience) == {0, 1, 2}
+    on_validation = domain_split(dataset, scale=ALL, eval_on="validation")
+    assert set(on_validation.test_experience) == {0, 1, 2}
+
+
+def test_a_capped_fixed_test_set_is_balanced() -> None:
+    small = Scale(train_per_class=3, test_per_class=5, epochs=1, batch_size=1)
+    dataset = with_domains(evenly(10), outside(evenly(4, "test-")))
+    split = domain_split(dataset, scale=small, eval_on="test")
+    assert np.bincount(dataset.test.labels[split.test_rows]).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("side", ["training", "test"])
+def test_images_with_and_without_domain_are_not_mixed(side: str) -> None:
+    mixed = outside(evenly(2, f"{side}-"), slice(1, 2))
+    dataset = with_domains(mixed, evenly(1)) if side == "training" else with_domains(evenly(1), mixed)
+    with pytest.raises(
+        UsageError, match=f"some {side} images belong to a domain and others do not; all must"
+    ):
+        domain_stream(dataset, (0, 1, 2), 3)
+
+
+def test_domains_are_part_of_the_split_in_a_stream_of_domains_only() -> None:
+    moved = dataclasses.replace(
+        THREE_DOMAINS,
+        train=dataclasses.replace(THREE_DOMAINS.train, domains=THREE_DOMAINS.train.domains[::-1].copy()),
+    )
+
+    def shas(dataset: Dataset) -> tuple[str, str]:
+        by_class = class_split(dataset, tasks=2, scale=ALL, eval_on="test").sha256
+        return by_class, domain_split(dataset, scale=ALL, eval_on="test").sha256
+
+    (by_class, by_domain), (moved_by_class, moved_by_domain) = shas(THREE_DOMAINS), shas(moved)
+    assert by_class == moved_by_class
+    assert len({by_class, by_domain, moved_by_domain}) == 3
+    assert by_domain == domain_split(THREE_DOMAINS, scale=ALL, eval_on="test", order=(1, 2, 0)).sha256
+
+
+def test_domains_and_labels_go_together() -> None:
+    labels, ids = labelled([2])
+    with pytest.raises(UsageError, match="2 image names, 2 labels, 1 domains and 2 images do not belong"):
+        ImageSet(tuple(ids), labels, ArrayPixels(np.zeros((2, 2, 2, 3), np.uint8)), np.zeros(1, np.int64))
+
+
+def test_there_are_no_more_tasks_than_classes() -> None:
+    with pytest.raises(UsageError, match="3 tasks cannot be cut from 2 classes"):
+        class_stream(THREE_DOMAINS, (0, 1), 3)

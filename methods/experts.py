@@ -211,8 +211,8 @@ class RoutedMethod(Method[H]):
         if hyper.routing == "nearest":
             return ()
         return (
-            "the experience of every test image was given (routing=oracle): this is an upper bound of the "
-            "routing, and no class-incremental or domain-incremental result",
+            "upper bound: the experience of every test image was given (routing=oracle); this is no "
+            "class-incremental and no domain-incremental result",
         )
 
     @classmethod

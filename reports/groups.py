@@ -50,6 +50,9 @@ _FIRST = ("protocol", "scale", "eval on", "tasks", "backbone", "image size", "ep
 #: How the warning begins that a backbone was pre-trained on the benchmark's images.
 CONTAMINATED = "contaminated"
 
+#: How the warning begins that a method was told at test what it is to find out.
+UPPER_BOUND = "upper bound"
+
 HASHES = ("backbone sha256", "data sha256", "split sha256")
 
 
@@ -77,13 +80,23 @@ class Row:
 
     @property
     def is_ranked(self) -> bool:
-        """Whether it is compared with other rows: it has results and learnt the tasks one by one."""
-        return bool(self.done) and not self.is_reference
+        """Whether it is compared with other rows: it has results, learnt the tasks one by one, and was told
+        nothing at test.
+        """
+        return bool(self.done) and not self.is_reference and not self.is_upper_bound
+
+    @property
+    def is_upper_bound(self) -> bool:
+        """Whether it was told at test what a method is to find out."""
+        return self._is_warned(UPPER_BOUND)
 
     @property
     def contaminated(self) -> bool:
         """Whether the backbone of any of its cells was pre-trained on the benchmark's images."""
-        return any(text.startswith(CONTAMINATED) for r in self.records for text in r.manifest.warnings)
+        return self._is_warned(CONTAMINATED)
+
+    def _is_warned(self, beginning: str) -> bool:
+        return any(text.startswith(beginning) for r in self.records for text in r.manifest.warnings)
 
     def values(self, value: Value) -> list[float | None]:
         """The value of each finished cell; computed once, because several tables show the same value."""

@@ -66,6 +66,10 @@ REFERENCE_NOTE = (
     "a reference, trained on all tasks at once and evaluated after the last task only; it has no rank and is "
     f"not considered for bold and {TIED}"
 )
+UPPER_BOUND_NOTE = (
+    "an upper bound, which was told at test what a method is to find out; it has no rank and is not "
+    f"considered for bold and {TIED}"
+)
 RATIO_NOTE = (
     "The latency ratio is the time of a prediction, relative to the plain timm ViT timed in the same rounds, "
     "after the last task."
@@ -258,6 +262,9 @@ def notes(group: Group) -> list[str]:
     references = [row.method for row in group.rows if row.is_reference]
     if references:
         sentences.append(f"{', '.join(references)}: {REFERENCE_NOTE}.")
+    bounds = [row.method for row in group.rows if row.is_upper_bound]
+    if bounds:
+        sentences.append(f"{', '.join(bounds)}: {UPPER_BOUND_NOTE}.")
     return sentences
 
 

@@ -81,7 +81,7 @@ def _points(group: Group, cost: Callable[[Record], float | None]) -> list[Point]
     means = [
         (row.method, estimate(map(cost, row.done)), _accuracy(row))
         for row in group.rows
-        if not row.is_reference
+        if not (row.is_reference or row.is_upper_bound)
     ]
     return [Point(method, x, y) for method, x, y in means if x and y]
 

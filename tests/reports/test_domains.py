@@ -108,3 +108,13 @@ def test_the_report_lists_the_order_of_the_domains(domains: list[Record]) -> Non
     assert "- seed 1: `sketch, painting, photo`" in text
     assert "### By domain" in text
     assert "accuracy on domains not learnt yet" in text
+
+
+def test_an_upper_bound_has_no_rank(make: Make) -> None:
+    told = {"warnings": ["upper bound: the experience of every test image was given (routing=oracle)"]}
+    best = domain_record(make, "color:routing=oracle", 0, correct=[[10, 20, 40]] * 3, manifest=told)
+    (only,) = group([best, domain_record(make, "color", 0), domain_record(make, "finetune", 0)])
+    headline = tables.headline(only)
+    assert headline.rows[0][:2] == ("—", "color:routing=oracle")
+    assert [row.method for row in only.ranked] == ["color", "finetune"]
+    assert any("color:routing=oracle: an upper bound" in note for note in tables.notes(only))

@@ -31,7 +31,7 @@ TEXT, FLOAT, INTEGER, FLAG = "object", "float64", "Int64", "boolean"
 COUNT = "int64"
 
 #: The columns that every frame begins with; together they identify a cell.
-KEYS = {"cell": TEXT, "method": TEXT, "benchmark": TEXT, "seed": COUNT}
+KEYS = {"cell": TEXT, "method": TEXT, "benchmark": TEXT, "scenario": TEXT, "seed": COUNT}
 
 #: The columns of fields of `ExperienceCost` whose names do not end in their unit.
 UNIT_NAMES = {
@@ -45,9 +45,9 @@ UNIT_NAMES = {
 def load(results: Path | str, what: What = "cells") -> pd.DataFrame:
     """The records of a results folder as a tidy frame.
 
-    Every frame begins with the columns `cell` (the name of the cell's folder), `method`, `benchmark` and
-    `seed`. Tasks are counted from 1. Names of columns end in the unit. A missing value means "not measured"
-    or "not defined".
+    Every frame begins with the columns `cell` (the name of the cell's folder), `method`, `benchmark`,
+    `scenario` (results of two scenarios do not belong together) and `seed`. Tasks are counted from 1. Names of
+    columns end in the unit. A missing value means "not measured" or "not defined".
 
     - "cells": one row per cell, unfinished ones included. Columns: `status`, `reason`; every metric of
       `bench.metrics`, such as `accuracy_fraction`; costs in total, such as `train_total_seconds`, and after
@@ -116,6 +116,7 @@ def cell_columns(records: Iterable[Record]) -> list[Column]:
     return [
         Column("method", TEXT, lambda record: record.method),
         Column("benchmark", TEXT, lambda record: record.benchmark),
+        Column("scenario", TEXT, lambda record: record.scenario),
         Column("seed", COUNT, lambda record: record.seed),
         Column("status", TEXT, lambda record: record.status),
         Column("reason", TEXT, lambda record: record.reason),
@@ -131,7 +132,6 @@ def cell_columns(records: Iterable[Record]) -> list[Column]:
         Column("scale", TEXT, lambda record: record.config.get("scale")),
         Column("eval_on", TEXT, lambda record: record.config.get("eval_on")),
         Column("tasks", COUNT, lambda record: record.tasks),
-        Column("scenario", TEXT, lambda record: record.scenario),
         Column("image_size_pixels", INTEGER, lambda record: _part(record, "protocol").get("image_size")),
         Column("precision", TEXT, lambda record: record.manifest.precision),
         Column("device", TEXT, lambda record: record.manifest.device),
@@ -279,7 +279,7 @@ def _long_frame(table: LongTable, records: Mapping[Path, Record], problems: list
 
 def _rows(folder: Path, record: Record, values: Mapping[str, Any], types: Mapping[str, str]) -> pd.DataFrame:
     count = len(next(iter(values.values())))
-    keys = (folder.name, record.method, record.benchmark, record.seed)
+    keys = (folder.name, record.method, record.benchmark, record.scenario, record.seed)
     columns = {name: [key] * count for name, key in zip(KEYS, keys, strict=True)} | dict(values)
     return pd.DataFrame({name: _series(columns[name], dtype) for name, dtype in types.items()})
 

@@ -58,6 +58,8 @@ def as_text(components: Sequence[ListEntry]) -> str:
 
 
 def _line(item: ListEntry, width: int) -> str:
-    facts = {"data": item.data, "scenarios": ", ".join(item.scenarios or ())}
+    first, *others = item.scenarios or ("",)
+    scenarios = ", ".join([f"{first} (default)", *others]) if others else first
+    facts = {"data": item.data, "scenarios": scenarios}
     below = [f"\n  {'':{width}}  {name}: {fact}" for name, fact in facts.items() if fact]
     return f"  {item.name:{width}}  {item.summary}{''.join(below)}"

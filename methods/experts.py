@@ -211,7 +211,7 @@ class RoutedMethod(Method[H]):
         if hyper.routing == "nearest":
             return ()
         return (
-            "upper bound: the experience of every test image was given (routing=oracle); this is no "
+            "upper bound: the task of every test image was given (routing=oracle); this is no "
             "class-incremental and no domain-incremental result",
         )
 

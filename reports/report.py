@@ -237,7 +237,9 @@ def _formulas(scenarios: Collection[Scenario]) -> Iterator[str]:
     metrics = dict.fromkeys(metric for scenario in sorted(scenarios) for metric in metrics_of(scenario))
     for metric in metrics:
         about = f"{SCALE_OF_UNIT[metric.unit]}, {metric.direction} is better; {metric.source}"
-        yield f"- **{escape(metric.title)}** ({code(metric.name)}, {escape(about)}): {code(metric.formula)}"
+        also = metric.domain_title if "domain-incremental" in scenarios else None
+        title = f"{metric.title}; of domains: {also}" if also else metric.title
+        yield f"- **{escape(title)}** ({code(metric.name)}, {escape(about)}): {code(metric.formula)}"
     yield ""
 
 

@@ -42,8 +42,8 @@ def check_images(cell: Cell, split: Split) -> None:
         if images < least:
             raise UsageError(
                 f"{cell.method.label} needs {least} training images in each task, and task {task} of "
-                f"{cell.benchmark.label} has {images} at --scale {cell.scale}; take a larger scale, fewer "
-                "tasks or other options of the method"
+                f"{cell.benchmark.label} has {images} at --scale {cell.scale}; take other options of the "
+                "method, a larger scale or, in a class-incremental stream, fewer tasks"
             )
 
 

@@ -15,6 +15,7 @@ from bench.grid.plan import (
     changed_data,
     check_backbones,
     notes_on_data,
+    notes_on_scenarios,
     notes_on_tasks,
     plan,
     resolve_device,
@@ -65,7 +66,12 @@ def plan_grid(
     records = read_readable(results)[0] if results.is_dir() else []
     seconds = seconds_by_cell(todo, records)
     changed = changed_data([item.cell for item in planned if item.cell.id not in existing], records)
-    notices = [*notes_on_tasks(planned), *notes_on_data(planned, inputs), *changed]
+    notices = [
+        *notes_on_scenarios(planned),
+        *notes_on_tasks(planned),
+        *notes_on_data(planned, inputs),
+        *changed,
+    ]
     parallelism = executor_class.parallelism(settings, device, len(planned))
     if parallelism.workers != 1:
         todo = longest_first(todo, seconds)

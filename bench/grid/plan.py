@@ -30,7 +30,7 @@ from bench.spec import (
     label_of,
     make_protocol,
 )
-from methods.errors import MissingError, UsageError
+from methods.errors import MissingError, UsageError, abbreviate
 from methods.hyper import as_plain, fields_of, make_hyper
 from methods.registry import METHODS
 
@@ -307,6 +307,18 @@ def notes_on_data(planned: Sequence[PlannedCell], inputs: Inputs) -> list[str]:
     cells = [item.cell for item in planned if item.missing is None]
     notes = [f"{cell.benchmark.label}: {note}" for cell in cells for note in inputs.notes(cell)]
     return list(dict.fromkeys(notes))
+
+
+def notes_on_scenarios(planned: Sequence[PlannedCell]) -> list[str]:
+    """A sentence for each benchmark whose tasks are domains."""
+    cells = [item.cell for item in planned if item.cell.domains]
+    return list(
+        dict.fromkeys(
+            f"{cell.benchmark.label}: a domain-incremental stream, a task for each of {cell.tasks} domains "
+            f"({abbreviate(sorted(cell.domains or ()))})"
+            for cell in cells
+        )
+    )
 
 
 def notes_on_tasks(planned: Sequence[PlannedCell]) -> list[str]:

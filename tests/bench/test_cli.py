@@ -425,7 +425,7 @@ def test_list_shows_what_exists_and_whether_its_data_are_here(cli):
     assert components["ncm"]["scenarios"] is None
     text = cli("list")[1]
     assert "digits" in text
-    assert "scenarios: domain-incremental, class-incremental" in text
+    assert "scenarios: domain-incremental (default), class-incremental" in text
 
 
 HEAVY = {"torch", "timm", "avalanche", "torchvision", "sklearn", "pandas", "matplotlib", "seaborn", "scipy"}

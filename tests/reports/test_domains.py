@@ -111,7 +111,7 @@ def test_the_report_lists_the_order_of_the_domains(domains: list[Record]) -> Non
 
 
 def test_an_upper_bound_has_no_rank(make: Make) -> None:
-    told = {"warnings": ["upper bound: the experience of every test image was given (routing=oracle)"]}
+    told = {"warnings": ["upper bound: the task of every test image was given (routing=oracle)"]}
     best = domain_record(make, "color:routing=oracle", 0, correct=[[10, 20, 40]] * 3, manifest=told)
     (only,) = group([best, domain_record(make, "color", 0), domain_record(make, "finetune", 0)])
     headline = tables.headline(only)

@@ -46,8 +46,8 @@ def load(results: Path | str, what: What = "cells") -> pd.DataFrame:
     """The records of a results folder as a tidy frame.
 
     Every frame begins with the columns `cell` (the name of the cell's folder), `method`, `benchmark`,
-    `scenario` (results of two scenarios do not belong together) and `seed`. Tasks are counted from 1. Names of
-    columns end in the unit. A missing value means "not measured" or "not defined".
+    `scenario` (results of two scenarios do not belong together) and `seed`. Tasks are counted from 1. Names
+    of columns end in the unit. A missing value means "not measured" or "not defined".
 
     - "cells": one row per cell, unfinished ones included. Columns: `status`, `reason`; every metric of
       `bench.metrics`, such as `accuracy_fraction`; costs in total, such as `train_total_seconds`, and after

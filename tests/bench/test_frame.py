@@ -92,7 +92,7 @@ def test_there_is_a_row_per_cell_and_unfinished_ones_are_among_them(results: Pat
     store("b", seed=1, **FAILED)
     store("a", seed=0)
     loaded = bench.load(str(results))
-    assert list(loaded.columns[:6]) == ["cell", "method", "benchmark", "scenario", "seed", "status", "reason"]
+    assert list(loaded.columns[:7]) == ["cell", "method", "benchmark", "scenario", "seed", "status", "reason"]
     assert loaded.iloc[:, :6].to_numpy().tolist() == [
         ["a", "duallora:gate=none", "digits", 0, "done", None],
         ["b", "duallora:gate=none", "digits", 1, "failed", "It broke."],
@@ -327,7 +327,7 @@ def test_an_empty_folder_gives_an_empty_frame_with_its_columns(
 def test_every_frame_begins_with_the_cell(results: Path, store: Store, what: Any) -> None:
     store_predicted(store, "a", seed=3)
     loaded = bench.load(results, what)
-    assert list(loaded.columns[:4]) == ["cell", "method", "benchmark", "scenario", "seed"]
+    assert list(loaded.columns[:5]) == ["cell", "method", "benchmark", "scenario", "seed"]
     assert set(map(tuple, loaded.iloc[:, :4].to_numpy())) == {("a", "duallora:gate=none", "digits", 3)}
 
 

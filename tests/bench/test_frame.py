@@ -93,9 +93,9 @@ def test_there_is_a_row_per_cell_and_unfinished_ones_are_among_them(results: Pat
     store("a", seed=0)
     loaded = bench.load(str(results))
     assert list(loaded.columns[:7]) == ["cell", "method", "benchmark", "scenario", "seed", "status", "reason"]
-    assert loaded.iloc[:, :6].to_numpy().tolist() == [
-        ["a", "duallora:gate=none", "digits", 0, "done", None],
-        ["b", "duallora:gate=none", "digits", 1, "failed", "It broke."],
+    assert loaded.iloc[:, :7].to_numpy().tolist() == [
+        ["a", "duallora:gate=none", "digits", "class-incremental", 0, "done", None],
+        ["b", "duallora:gate=none", "digits", "class-incremental", 1, "failed", "It broke."],
     ]
 
 
@@ -328,7 +328,8 @@ def test_every_frame_begins_with_the_cell(results: Path, store: Store, what: Any
     store_predicted(store, "a", seed=3)
     loaded = bench.load(results, what)
     assert list(loaded.columns[:5]) == ["cell", "method", "benchmark", "scenario", "seed"]
-    assert set(map(tuple, loaded.iloc[:, :4].to_numpy())) == {("a", "duallora:gate=none", "digits", 3)}
+    first = ("a", "duallora:gate=none", "digits", "class-incremental", 3)
+    assert set(map(tuple, loaded.iloc[:, :5].to_numpy())) == {first}
 
 
 @pytest.mark.parametrize("what", ["cels", "", None, ["cells"], "Cells"])

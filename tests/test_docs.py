@@ -87,10 +87,10 @@ def test_the_example_of_a_benchmark_keeps_what_the_contract_asks(installed, tmp_
     """The contract's tests, with the line of options that the page asks for."""
     run = installed("adding-a-benchmark.md")
     contract = (ROOT / "tests/bench/benchmarks/test_contract.py").read_text()
-    opened = '        "digits": {},\n'
+    opened = '        "digits": dict,\n'
     assert opened in contract
     test = tmp_path / "test_gratings.py"
-    test.write_text(contract.replace(opened, opened + '        "gratings": {},\n'))
+    test.write_text(contract.replace(opened, opened + '        "gratings": dict,\n'))
     (tmp_path / "conftest.py").write_text("from tests.bench.benchmarks.conftest import *\n")
     checked = run(f"python -m pytest --rootdir {tmp_path} -c /dev/null {test} -k gratings -q")
     assert checked.returncode == 0, checked.stdout

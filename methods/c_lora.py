@@ -41,7 +41,7 @@ from methods.hyper import STRICT, Hyper, hyper
 from methods.lora import check_rank, merge
 from methods.registry import register
 from methods.strategy import StrategyLike
-from methods.vit import QKV, Plug, open_seams
+from methods.vit import QKV, Plug, open_seams, with_changes
 
 OldPath = Literal["merged", "live", "full"]
 Penalty = Literal["route", "basis", "output"]
@@ -151,9 +151,7 @@ class RoutedPlug(Plug):
         self.maps = nn.ModuleDict({target: kind(width, rank) for target in targets})
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        projections = {"q": q, "k": k, "v": v}
-        q, k, v = (t + self.maps[n](x) if n in self.maps else t for n, t in projections.items())
-        return q, k, v
+        return with_changes(q, k, v, self.maps, lambda name: self.maps[name](x))
 
 
 def merge_into(qkv: nn.Linear, plug: RoutedPlug) -> None:

@@ -25,7 +25,7 @@ from methods.adapter import Adapter
 from methods.base import DiagnosticValue
 from methods.errors import UsageError
 from methods.lora import LowRankPlug
-from methods.vit import QKV, open_seams
+from methods.vit import QKV, open_seams, with_changes
 
 SadeOf = Literal["module", "shared", "base"]
 AfterFirst = Literal["train", "freeze"]
@@ -68,9 +68,7 @@ class CloraPlug(LowRankPlug):
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
         down = F.linear(x, self.spaces.down.flatten(0, 1))
         down = down.reshape(*x.shape[:-1], *self.spaces.down.shape[:2])  # once for all projections
-        projections = {"q": q, "k": k, "v": v}
-        q, k, v = (t + self._up(down, n) if n in self.mixers else t for n, t in projections.items())
-        return q, k, v
+        return with_changes(q, k, v, self.mixers, lambda name: self._up(down, name))
 
     def _up(self, down: Tensor, target: str) -> Tensor:
         mixed = torch.einsum("...hr,hrs->...hs", down, self.mixers[target])

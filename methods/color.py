@@ -26,7 +26,7 @@ from methods.lora import LowRank, check_rank
 from methods.passes import autocast_of, clean_batches
 from methods.registry import register
 from methods.strategy import StrategyLike
-from methods.vit import QKV, Plug, open_seams
+from methods.vit import QKV, Plug, open_seams, with_changes
 
 
 class ExpertLora(Plug):
@@ -52,10 +52,8 @@ class ExpertLora(Plug):
         self.experts.append(maps.to(like.device))
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        projections = {"q": q, "k": k, "v": v}
         change = self._of_last if self.training else self._of_each
-        q, k, v = (t + change(x, n) if n in self.targets else t for n, t in projections.items())
-        return q, k, v
+        return with_changes(q, k, v, self.targets, lambda name: change(x, name))
 
     def _of_last(self, x: Tensor, target: str) -> Tensor:
         """x A^T B^T with the maps of the last expert, which is the one that is trained."""

@@ -29,7 +29,7 @@ from methods.base import DiagnosticValue, Method
 from methods.head import HeadInit, HeadPerExperience
 from methods.hyper import STRICT, Hyper, hyper
 from methods.passes import clean_features, eval_no_grad, frozen_features, in_full_precision
-from methods.strategy import StrategyLike, true_experience
+from methods.strategy import StrategyLike, means_by_experience, of_learnt, true_experience
 from methods.vit import embed
 
 Distance = Literal["euclidean", "manhattan"]
@@ -289,14 +289,11 @@ class RoutedMethod(Method[H]):
     def diagnostics(self) -> dict[str, DiagnosticValue]:
         if not self.evaluated:
             return self._diagnostics
-        experience, chosen = (torch.cat(parts) for parts in zip(*self.evaluated, strict=True))
         experts = len(self.router.experiences)
-        learnt = (experience >= 0) & (experience < experts)
-        experience, chosen = experience[learnt], chosen[learnt]
+        experience, chosen = of_learnt(self.evaluated, experts)
         if not len(experience):
             return self._diagnostics
-        shares = F.one_hot(chosen, experts).float()
-        rows = [shares[experience == e].mean(0).tolist() for e in torch.unique(experience)]
+        rows = means_by_experience(experience, F.one_hot(chosen, experts).float())
         accuracy = (chosen == experience).float().mean().item()
         return self._diagnostics | {"routing_accuracy": accuracy, "expert_choices": rows}
 

@@ -17,7 +17,7 @@ from methods.base import Method
 from methods.errors import UsageError
 from methods.strategy import ExperienceLike
 from methods.subspace import energy_threshold
-from methods.vit import QKV, Plug
+from methods.vit import QKV, Plug, with_changes
 
 
 class LowRank(nn.Module):
@@ -52,9 +52,7 @@ class LoraPlug(LowRankPlug):
         self.maps = nn.ModuleDict({target: LowRank(width, rank) for target in targets})
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        projections = {"q": q, "k": k, "v": v}
-        q, k, v = (t + self.maps[n](x) if n in self.maps else t for n, t in projections.items())
-        return q, k, v
+        return with_changes(q, k, v, self.maps, lambda name: self.maps[name](x))
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """up and down of each map, as they are."""

@@ -23,7 +23,7 @@ from methods.errors import UsageError
 from methods.head import HeadInit
 from methods.hyper import STRICT, Hyper, hyper
 from methods.passes import eval_no_grad, frozen_features, in_full_precision
-from methods.strategy import StrategyLike, true_experience
+from methods.strategy import StrategyLike, means_by_experience, of_learnt, true_experience
 from methods.vit import InputTokens, Prefix, embed, open_seams
 
 
@@ -126,7 +126,7 @@ class PromptMethod(Method[H]):
         experience, weights = self.of_learnt()
         if not len(experience):
             return self._diagnostics
-        rows = [weights[experience == e].mean(0).tolist() for e in torch.unique(experience)]
+        rows = means_by_experience(experience, weights)
         in_use = effective_number(weights.mean(0))
         return self._diagnostics | {self.weights_diagnostic: rows, "prompts_in_use": in_use}
 
@@ -134,9 +134,7 @@ class PromptMethod(Method[H]):
         """Of the evaluated images of experiences learnt: their experience (n,), prompt weights (n, M)."""
         if not self.evaluated or self.model is None:
             return torch.empty(0), torch.empty(0, 0)
-        experience, weights = (torch.cat(parts) for parts in zip(*self.evaluated, strict=True))
-        learnt = (experience >= 0) & (experience < len(self.model.head.tasks))
-        return experience[learnt], weights[learnt]
+        return of_learnt(self.evaluated, len(self.model.head.tasks))
 
 
 @dataclass(frozen=True, config=STRICT)

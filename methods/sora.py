@@ -25,7 +25,7 @@ from methods.adapter import Adapter
 from methods.base import DiagnosticValue
 from methods.lora import LowRankPlug, check_rank
 from methods.strategy import StrategyLike
-from methods.vit import QKV, open_seams
+from methods.vit import QKV, open_seams, with_changes
 
 if TYPE_CHECKING:
     from methods.finetune import FinetuneHyper
@@ -101,9 +101,7 @@ class SoraPlug(LowRankPlug):
         self.maps = nn.ModuleDict(maps)
 
     def project(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> QKV:
-        projections = {"q": q, "k": k, "v": v}
-        q, k, v = (t + self.maps[n](x) if n in self.maps else t for n, t in projections.items())
-        return q, k, v
+        return with_changes(q, k, v, self.maps, lambda name: self.maps[name](x))
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Those of the active ranks."""

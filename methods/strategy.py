@@ -7,7 +7,7 @@ strategies (`Naive`, ...) and by the harness' own, `bench.cell.strategy.Strategy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sized
+from collections.abc import Callable, Collection, Iterator, Sequence, Sized
 from typing import Protocol
 
 import torch
@@ -134,6 +134,23 @@ def true_experience(strategy: StrategyLike) -> Tensor:
         return torch.full_like(strategy.mb_y, strategy.experience.current_experience)
     experience: Tensor = head.experience_of[strategy.mb_y]
     return experience
+
+
+def of_learnt(evaluated: Sequence[tuple[Tensor, Tensor]], experiences: int) -> tuple[Tensor, Tensor]:
+    """Of the images of an evaluation that belong to the first `experiences` experiences: the experience (n,)
+    of each, and a value (n, ...) of each.
+
+    Args:
+        evaluated: the same of all images, batch by batch; at least one batch.
+    """
+    experience, values = (torch.cat(parts) for parts in zip(*evaluated, strict=True))
+    learnt = (experience >= 0) & (experience < experiences)
+    return experience[learnt], values[learnt]
+
+
+def means_by_experience(experience: Tensor, values: Tensor) -> list[list[float]]:
+    """The mean of the values (n, M) of each experience that occurs in `experience` (n,), in their order."""
+    return [values[experience == e].mean(0).tolist() for e in torch.unique(experience)]
 
 
 class Plugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche has no types to check against

@@ -18,7 +18,7 @@ prefixes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -68,6 +68,15 @@ class Plug(nn.Module):
             q (B, H, N, Dh), and k and v (B, H, M, Dh): the output keeps N tokens for any M.
         """
         return q, k, v
+
+
+def with_changes(
+    q: Tensor, k: Tensor, v: Tensor, targets: Iterable[str], change: Callable[[str], Tensor]
+) -> QKV:
+    """q, k and v, with `change(name)` added to those that are named in `targets`, such as "kv"."""
+    named = {*targets}
+    q, k, v = (t + change(n) if n in named else t for n, t in zip("qkv", (q, k, v), strict=True))
+    return q, k, v
 
 
 class Prefix(Plug):

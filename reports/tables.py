@@ -186,9 +186,7 @@ def headline(group: Group) -> Table:
 def compared(group: Group) -> list[Quantity]:
     """The quantities of the headline: its metrics, and the costs that were measured in any cell."""
     metrics = [
-        _metric_quantity(metric, group.scenario)
-        for metric in metrics_of(group.scenario)
-        if metric.name in HEADLINE[group.scenario]
+        q for name, q in _metric_quantities(group.scenario).items() if name in HEADLINE[group.scenario]
     ]
     costs = [
         *map(_ratio_quantity, outer_batch_sizes(group.done)),
@@ -236,6 +234,11 @@ def _quantity_column(quantity: Quantity) -> Column:
     return mean_column(title, quantity.value, quantity.digits)
 
 
+def _metric_quantities(scenario: Scenario) -> dict[str, Quantity]:
+    """Every metric of a scenario, by name."""
+    return {metric.name: _metric_quantity(metric, scenario) for metric in metrics_of(scenario)}
+
+
 def _metric_quantity(metric: Metric, scenario: Scenario) -> Quantity:
     title = f"{metric.title_in(scenario)} ({SCALE_OF_UNIT[metric.unit]})"
     return Quantity(title, metric_value(metric.name), 2, metric.direction)
@@ -279,12 +282,9 @@ def _has_interval(group: Group) -> bool:
 
 def other_metrics(group: Group) -> Table:
     """The metrics that are not in the headline."""
-    quantities = [
-        _metric_quantity(metric, group.scenario)
-        for metric in metrics_of(group.scenario)
-        if metric.name not in HEADLINE[group.scenario]
-    ]
-    return table(group, list(map(_quantity_column, quantities)))
+    headline = HEADLINE[group.scenario]
+    others = [q for name, q in _metric_quantities(group.scenario).items() if name not in headline]
+    return table(group, list(map(_quantity_column, others)))
 
 
 def by_domain(group: Group) -> Table | None:

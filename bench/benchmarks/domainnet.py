@@ -21,6 +21,7 @@ from bench.benchmarks import STRICT, register
 from bench.benchmarks.base import Benchmark, Dataset, ImageSet, Scale, make_scales
 from bench.benchmarks.domain_folder import domain_names, read_domains, split_by_lists
 from bench.benchmarks.image_folder import resolve
+from bench.benchmarks.splits import lacking
 from methods.errors import MissingError, UsageError, abbreviate
 
 if TYPE_CHECKING:
@@ -112,20 +113,17 @@ def without_incomplete(dataset: Dataset) -> Dataset:
     """The data set without the classes that have no training or no test image in one of the domains."""
     import numpy as np
 
-    lacking: dict[int, str] = {}
+    incomplete: dict[int, str] = {}
     for side, images in (("training", dataset.train), ("test", dataset.test)):
-        assert images.domains is not None
-        present = set(zip(images.domains.tolist(), images.labels.tolist(), strict=True))
-        for label, name in enumerate(dataset.classes):
-            for domain, where in enumerate(dataset.domains):
-                if (domain, label) not in present:
-                    lacking.setdefault(label, f"{name} ({where} has no {side} image)")
-    if not lacking:
+        for domain, label in sorted(lacking(dataset, images), key=lambda pair: pair[::-1]):
+            where = f"{dataset.domains[domain]} has no {side} image"
+            incomplete.setdefault(label, f"{dataset.classes[label]} ({where})")
+    if not incomplete:
         return dataset
-    kept = np.array([label for label in range(len(dataset.classes)) if label not in lacking], np.int64)
+    kept = np.array([label for label in range(len(dataset.classes)) if label not in incomplete], np.int64)
     note = (
-        f"{len(lacking)} of {len(dataset.classes)} classes are left out, because they are not in the lists "
-        f"of all domains: {abbreviate(list(lacking.values()))}"
+        f"{len(incomplete)} of {len(dataset.classes)} classes are left out, because they are not in the "
+        f"lists of all domains: {abbreviate(list(incomplete.values()))}"
     )
     return dataclasses.replace(
         dataset,

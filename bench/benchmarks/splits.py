@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -272,23 +273,28 @@ def _check_domains(dataset: Dataset) -> None:
     """
     for name, images in (("training", dataset.train), ("test", dataset.test)):
         assert images.domains is not None
-        present = set(zip(images.domains.tolist(), images.labels.tolist(), strict=True))
-        belong = [domain != NO_DOMAIN for domain, _ in present]
-        if name == "test" and not any(belong):
+        belong = images.domains != NO_DOMAIN
+        if name == "test" and not belong.any():
             continue
-        if not all(belong):
+        if not belong.all():
             raise UsageError(f"some {name} images belong to a domain and others do not; all must, or none")
         absent = [
-            f"{visible(cls)} in {visible(domain)}"
-            for d, domain in enumerate(dataset.domains)
-            for c, cls in enumerate(dataset.classes)
-            if (d, c) not in present
+            f"{visible(dataset.classes[label])} in {visible(dataset.domains[domain])}"
+            for domain, label in lacking(dataset, images)
         ]
         if absent:
             raise UsageError(
                 f"in a domain-incremental stream every domain has every class, and {len(absent)} have no "
                 f"{name} image: {abbreviate(absent)}; add images, or move the class or the domain elsewhere"
             )
+
+
+def lacking(dataset: Dataset, images: ImageSet) -> list[tuple[int, int]]:
+    """(domain, class), by their numbers, for each class without an image in a domain."""
+    assert images.domains is not None
+    present = set(zip(images.domains.tolist(), images.labels.tolist(), strict=True))
+    pairs = product(range(len(dataset.domains)), range(len(dataset.classes)))
+    return [pair for pair in pairs if pair not in present]
 
 
 def make_split(dataset: Dataset, stream: Stream, *, scale: Scale, eval_on: TestSource) -> Split:

@@ -130,8 +130,8 @@ class Inputs:
 
     def class_names(self, cell: Cell) -> list[str]:
         """The names of the classes that the cell learns, in its class order."""
-        names = self.dataset(cell).classes
-        return [as_text(names[number]) for number in self.split(cell).class_order]
+        names, order = self.dataset(cell).classes, cell.class_order or self.split(cell).class_order
+        return [as_text(names[number]) for number in order]
 
     def test_crop(self, cell: Cell) -> float:
         """Share of a stored square's side that a test image keeps."""

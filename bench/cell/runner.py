@@ -413,7 +413,7 @@ def build_run(cell: Cell, inputs: Inputs, observe: Observer, kept: Features | No
     reporter = ProgressReporter(observe, cell.tasks, PROGRESS_SECONDS)
     finite = FiniteLoss(PROGRESS_SECONDS), FiniteLogits(inputs.class_names(cell))
     plugins = [*finite, PredictionCollector(), reporter]
-    experience = torch.from_numpy(inputs.split(cell).test_experience).to(pipeline.device)
+    experience = torch.from_numpy(inputs.images(cell).test_experience).to(pipeline.device)
     return build_strategy(cell.protocol, cell.seed, model, method, pipeline, plugins, kept, experience)
 
 
